@@ -1,0 +1,24 @@
+import { createApp, NonRetriableError, RetryAfterError } from "sortie";
+import { billing, dead, images, orders, reminders, resizer } from "./orders.ts";
+import { charge, resize } from "./services.ts";
+
+export const app = createApp({ streams: [orders, images, dead] })
+  .on(billing, async ({ data, attempt }, { schedule }) => {
+    const { status } = await charge(data.card, attempt);
+    if (status === 402) throw new NonRetriableError("card declined");
+    if (status === 429) throw new RetryAfterError("the payment provider is busy", "2s");
+    const { orderId, cents, remindAfterSeconds } = data;
+    await schedule("orders.reminder", { orderId }, { in: remindAfterSeconds * 1000, id: `reminder-${orderId}` });
+    log({ event: "charged", orderId, cents, attempt });
+  })
+  .on(reminders, ({ data }) => {
+    log({ event: "reminded", orderId: data.orderId });
+  })
+  .on(resizer, async ({ data }) => {
+    await resize(data.url);
+    log({ event: "resized", url: data.url, width: data.width });
+  });
+
+function log(entry: Record<string, unknown>): void {
+  console.log(JSON.stringify(entry));
+}

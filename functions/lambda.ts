@@ -1,0 +1,4 @@
+import { serve } from "sortie/aws-lambda";
+import { app } from "./app.ts";
+
+export const { http, pull, release } = serve(app);

@@ -1,0 +1,40 @@
+import { defineConsumer, defineStream, exponential } from "sortie";
+import * as z from "zod";
+
+export const Order = z.object({
+  orderId: z.string().min(1),
+  card: z.string(),
+  cents: z.int().positive(),
+  remindAfterSeconds: z.number().positive().default(86_400),
+});
+
+export const orders = defineStream("ORDERS", {
+  subjects: {
+    "orders.placed": Order,
+    "orders.reminder": z.object({ orderId: z.string() }),
+  },
+  maxAge: "30d",
+});
+
+export const images = defineStream("IMAGES", {
+  subjects: { "images.resize": z.object({ url: z.url(), width: z.int().min(1).max(4096) }) },
+  retention: "workqueue",
+});
+
+export const dead = defineStream("DEAD", { captures: ["dead.>"], maxAge: "90d" });
+
+export const billing = defineConsumer(orders, "billing", {
+  filter: "orders.placed",
+  retry: { attempts: 5, backoff: exponential("1s", { max: "5m" }) },
+  deadLetter: "dead.orders.billing",
+});
+
+export const reminders = defineConsumer(orders, "reminders", {
+  filter: "orders.reminder",
+  deadLetter: "dead.orders.reminders",
+});
+
+export const resizer = defineConsumer(images, "resizer", {
+  concurrency: 4,
+  deadLetter: "dead.images.resizer",
+});

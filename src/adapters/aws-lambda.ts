@@ -1,0 +1,54 @@
+import type { Context } from "hono";
+import { handle, type LambdaContext } from "hono/aws-lambda";
+import type { App } from "../app.ts";
+import { invoke } from "../consume/invocation.ts";
+import type { InvocationReport } from "../consume/report.ts";
+import { createHttp } from "../http/http.ts";
+import { disconnect } from "../nats/connection.ts";
+import { type ReleaseReport, release } from "../schedule/release.ts";
+import { connectWith, logJson, reported } from "./settings.ts";
+
+/** The handlers of Lambda functions, one function each. */
+export interface LambdaHandlers {
+  /** The HTTP surface, for a function URL, API Gateway or a load balancer. */
+  http: ReturnType<typeof handle>;
+  /** One invocation over all consumers, for a schedule. */
+  pull(event: unknown, context: Pick<LambdaContext, "getRemainingTimeInMillis">): Promise<InvocationReport>;
+  /** One scheduler invocation, for a schedule. */
+  release(event: unknown, context: Pick<LambdaContext, "getRemainingTimeInMillis">): Promise<ReleaseReport>;
+}
+
+const runtimeMs = 250; // for the runtime to take the answer before it ends the function
+
+/**
+ * Serves an app as AWS Lambda functions; settings come from the environment.
+ * @example
+ * export const { http, pull, release } = serve(app);
+ */
+export function serve(app: App): LambdaHandlers {
+  const { streams, bindings } = app;
+  const connect = (ms: number) => connectWith(process.env, ms);
+  const remaining = (context: Pick<LambdaContext, "getRemainingTimeInMillis">) => context.getRemainingTimeInMillis() - runtimeMs;
+  const http = createHttp(app, {
+    connect: (_c, ms) => connect(ms),
+    publishToken: () => process.env.SORTIE_PUBLISH_TOKEN,
+    remaining: (c: Context) => remaining((c.env as { lambdaContext: LambdaContext }).lambdaContext),
+  });
+  return {
+    http: handle(http),
+    async pull(_event, context) {
+      return reported(await invoke({ streams, bindings, connect, deadline: Date.now() + remaining(context), log: logJson }));
+    },
+    async release(_event, context) {
+      const ms = remaining(context);
+      const connection = await connect(ms / 4);
+      try {
+        const report = await release(connection, streams, ms / 2);
+        logJson({ event: "release", ...report });
+        return report;
+      } finally {
+        await disconnect(connection);
+      }
+    },
+  };
+}

@@ -1,0 +1,40 @@
+import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
+import { SortieError } from "../errors.ts";
+import { type Connection, connect } from "../nats/connection.ts";
+
+/** The settings of a deployed function, as a platform's environment holds them. */
+export interface Settings {
+  /** The server's WebSocket URL; a user and password may stand in it. */
+  NATS_URL?: string;
+  /** The contents of a `.creds` file. Secret. */
+  NATS_CREDS?: string;
+  /** Secret. */
+  NATS_TOKEN?: string;
+  /** What `POST /publish/{subject}` takes as its bearer token. Secret. */
+  SORTIE_PUBLISH_TOKEN?: string;
+}
+
+/** Connects as the settings say. Throws `invalid-option` where they do not say where to. */
+export function connectWith({ NATS_URL, NATS_CREDS, NATS_TOKEN }: Settings, ms: number): Promise<Connection> {
+  if (!NATS_URL) {
+    throw new SortieError("connection-failed", "NATS_URL is not set: expected the WebSocket URL of the server, such as wss://nats.example.com:443");
+  }
+  return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN }, ms);
+}
+
+/** One line of JSON, which both platforms' logs take apart. */
+export function logJson(entry: object): void {
+  console.log(JSON.stringify(entry));
+}
+
+/**
+ * Logs what an invocation did, where it did anything, and hands the report on.
+ * @throws AggregateError for consumers that failed, so that the platform counts the invocation as failed.
+ */
+export function reported(report: InvocationReport): InvocationReport {
+  const eventful = ({ pulled, ended }: ConsumerReport) => pulled > 0 || ended !== "drained";
+  if (report.consumers.some(eventful)) logJson({ event: "invocation", ...report });
+  const failed = report.consumers.flatMap(({ error }) => error ?? []);
+  if (failed.length > 0) throw new SortieError("connection-lost", failed.join("\n"));
+  return report;
+}

@@ -1,0 +1,53 @@
+import type { Binding, Handler } from "./consume/handler.ts";
+import type { ConsumerDefinition } from "./define/consumer.ts";
+import type { StreamDefinition, Subjects } from "./define/stream.ts";
+import { covers } from "./define/subject.ts";
+import { SortieError } from "./errors.ts";
+
+/** Streams and the handlers of their consumers: what `serve` puts on a platform. */
+export interface App<Stream extends StreamDefinition = StreamDefinition> {
+  readonly kind: "app";
+  readonly streams: readonly Stream[];
+  readonly bindings: readonly Binding[];
+  /**
+   * Gives a consumer its handler.
+   * @throws SortieError `invalid-definition` for a consumer that has one already, whose stream is not the app's, or whose
+   * dead letters no stream of the app would store.
+   */
+  on<S extends Subjects, Filter extends string>(
+    consumer: ConsumerDefinition<S, Filter>,
+    handler: Handler<S, Filter, Stream>,
+  ): App<Stream>;
+}
+
+/**
+ * Creates an app. It connects to nothing: a platform's `serve` does, once for each invocation.
+ * @example
+ * export const app = createApp({ streams: [orders] }).on(billing, async (message) => charge(message.data));
+ */
+export function createApp<const Streams extends readonly StreamDefinition[]>({ streams }: { streams: Streams }): App<Streams[number]> {
+  const bindings: Binding[] = [];
+  const app: App<Streams[number]> = {
+    kind: "app",
+    streams,
+    bindings,
+    on(consumer, handler) {
+      const what = `Consumer "${consumer.name}" of stream "${consumer.stream.name}"`;
+      if (!streams.includes(consumer.stream)) {
+        throw new SortieError("invalid-definition", `${what}: expected its stream among the app's; add it to createApp({ streams: [...] })`);
+      }
+      if (bindings.some((other) => other.consumer.stream === consumer.stream && other.consumer.name === consumer.name)) {
+        throw new SortieError("invalid-definition", `${what} has a handler already; expected one \`on\` for each consumer`);
+      }
+      if (!streams.some(({ subjects }) => subjects.some((subject) => covers(subject, consumer.deadLetter)))) {
+        throw new SortieError(
+          "invalid-definition",
+          `${what}: no stream of the app captures its dead letters at "${consumer.deadLetter}"; add one, such as defineStream("DEAD", { captures: ["dead.>"] })`,
+        );
+      }
+      bindings.push({ consumer, handler } as unknown as Binding); // what the filter lets through is what the handler takes
+      return app;
+    },
+  };
+  return app;
+}

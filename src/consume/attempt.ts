@@ -1,0 +1,55 @@
+import type { StreamDefinition } from "../define/stream.ts";
+import type { Connection } from "../nats/connection.ts";
+import type { Delivery } from "../nats/delivery.ts";
+import { within } from "../nats/within.ts";
+import type { Budget } from "./budget.ts";
+import type { Binding } from "./handler.ts";
+import { type Message, read, unreadable } from "./message.ts";
+import { createOutbox } from "./outbox.ts";
+import type { Outcome } from "./settle.ts";
+import { decideFailure } from "./settlement.ts";
+
+/** What every attempt of an invocation shares. */
+export interface Circumstances {
+  readonly connection: Connection;
+  readonly streams: readonly StreamDefinition[];
+  readonly budget: Budget;
+  readonly signal: AbortSignal;
+  readonly now: () => number;
+}
+
+/** Runs the handler for one delivery and decides how the delivery leaves. Never throws. */
+export async function attempt({ consumer, handler }: Binding, delivery: Delivery, shared: Circumstances): Promise<Outcome> {
+  const { budget, connection, signal, now } = shared;
+  const { deliveryCount } = delivery;
+  if (deliveryCount > consumer.retry.attempts) {
+    const error = new Error(
+      `delivered ${deliveryCount - 1} times and never settled: its function was killed, or its dead letter refused, each time`,
+    );
+    return { settlement: { kind: "dead-letter", reason: "never-settled" }, error, attempts: deliveryCount - 1 };
+  }
+  let message: Message;
+  try {
+    message = await read(delivery, consumer);
+  } catch (error) {
+    const reason = unreadable(error);
+    return reason ? { settlement: { kind: "dead-letter", reason }, error, attempts: 0 } : failed(error);
+  }
+  const outbox = createOutbox(connection, shared.streams, delivery, now);
+  const { publish, schedule } = outbox;
+  try {
+    const context = { publish, schedule, signal, remaining: () => Math.max(0, budget.stopAt - now()) };
+    const handled = (async () => handler(message, context))();
+    await within(budget.abandonAt - now(), `the handler of consumer "${consumer.name}"`, handled);
+    await outbox.flush(budget.publishBy - now());
+    return { settlement: { kind: "ack" }, attempts: deliveryCount };
+  } catch (error) {
+    return failed(error);
+  } finally {
+    outbox.close();
+  }
+
+  function failed(error: unknown): Outcome {
+    return { settlement: decideFailure(error, deliveryCount, consumer.retry), error, attempts: deliveryCount };
+  }
+}

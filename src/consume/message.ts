@@ -1,0 +1,54 @@
+import type { StandardSchemaV1 } from "@standard-schema/spec";
+import type { ConsumerDefinition, Filtered } from "../define/consumer.ts";
+import { schemaOf, type Subjects } from "../define/stream.ts";
+import type { Literal } from "../define/subject.ts";
+import { InvalidPayloadError, SortieError } from "../errors.ts";
+import type { DeadLetterReason } from "../dead-letter/store.ts";
+import { type Delivery, headersOf, storedAt } from "../nats/delivery.ts";
+import { idHeader } from "../schedule/schedule.ts";
+import { decode, validate } from "../schema.ts";
+
+/** What a handler sees: decoded, validated and typed by its schema. */
+export interface Message<Subject extends string = string, Data = unknown> {
+  readonly subject: Subject;
+  readonly data: Data;
+  /** The id that it was published or scheduled with, else one derived from its place in the stream. */
+  readonly id: string;
+  /** Which start of a handler for this message this is, from 1. */
+  readonly attempt: number;
+  readonly stream: string;
+  /** Its sequence in the stream. */
+  readonly sequence: number;
+  readonly publishedAt: Date;
+  readonly headers: ReadonlyMap<string, string>;
+}
+
+/** The messages that a consumer's filter lets through: one member for each subject, so that `subject` narrows `data`. */
+export type MessageOf<S extends Subjects, Filter extends string> = {
+  [Subject in Filtered<S, Filter>]: Message<Literal<Subject>, StandardSchemaV1.InferOutput<S[Subject]>>;
+}[Filtered<S, Filter>];
+
+/** Decodes and validates. Throws what `unreadable` understands. */
+export async function read(delivery: Delivery, consumer: ConsumerDefinition): Promise<Message> {
+  const { subject, data } = delivery.message;
+  const schema = schemaOf(consumer.stream, subject);
+  if (!schema) throw new SortieError("unknown-subject", `Stream "${consumer.stream.name}" is defined without a schema for "${subject}"`);
+  const headers = headersOf(delivery.message);
+  return {
+    subject,
+    data: await validate(subject, schema, decode(subject, data)),
+    id: headers.get("Nats-Msg-Id") ?? headers.get(idHeader) ?? `${delivery.stream}.${delivery.sequence}`,
+    attempt: delivery.deliveryCount,
+    stream: delivery.stream,
+    sequence: delivery.sequence,
+    publishedAt: storedAt(delivery),
+    headers,
+  };
+}
+
+/** Why a message can never be read, or undefined where the error may pass (a schema that asks elsewhere). */
+export function unreadable(error: unknown): DeadLetterReason | undefined {
+  if (error instanceof InvalidPayloadError) return "invalid";
+  if (!(error instanceof SortieError)) return undefined;
+  return error.code === "invalid-payload" ? "undecodable" : "unknown-subject";
+}

@@ -1,0 +1,103 @@
+import { type Duration, toMs } from "../duration.ts";
+import { SortieError } from "../errors.ts";
+import { exponential, type RetryPolicy } from "./retry.ts";
+import type { StreamDefinition, Subjects } from "./stream.ts";
+import { assertName, assertPattern, type Covers, covers, isLiteral, type Literal } from "./subject.ts";
+
+/** The subjects of a stream's schemas that a filter lets through. */
+export type Filtered<S extends Subjects, Filter extends string> = {
+  [Subject in keyof S & string]: Covers<Filter, Subject> extends true
+    ? Subject
+    : Filter extends Literal<Subject>
+      ? Subject
+      : never;
+}[keyof S & string];
+
+export interface ConsumerOptions<Filter extends string> {
+  /** The subjects to receive, of those that the stream declares; wildcards allowed. @default all of them */
+  filter?: Filter | readonly Filter[];
+  /** How many handlers run at the same time within one invocation. @default 16 */
+  concurrency?: number;
+  /** @default five attempts, `exponential("1s", { max: "5m" })` */
+  retry?: RetryPolicy;
+  /** The subject for messages that failed for good; a stream must capture it. */
+  deadLetter: string;
+  /** After this long without a word from its function a delivery goes to another one. @default "30s" */
+  ackWait?: Duration;
+  /** How many deliveries, waiting retries included, may be unsettled over all invocations; -1 for any number. @default -1 */
+  maxAckPending?: number;
+}
+
+/** A durable pull consumer as plain data. */
+export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extends string = string> {
+  readonly kind: "consumer";
+  readonly stream: StreamDefinition<S>;
+  readonly name: string;
+  readonly filters: readonly Filter[];
+  readonly concurrency: number;
+  readonly retry: RetryPolicy;
+  readonly deadLetter: string;
+  readonly ackWaitMs: number;
+  readonly maxAckPending: number;
+}
+
+/**
+ * Defines a consumer of a stream. `sortie apply` creates it on the server.
+ * @throws SortieError `invalid-definition` for options that the server would refuse, or that would lose work.
+ * @example
+ * export const billing = defineConsumer(orders, "billing", { filter: "orders.placed", deadLetter: "dead.orders.billing" });
+ */
+export function defineConsumer<S extends Subjects, const Filter extends string = keyof S & string>(
+  stream: StreamDefinition<S>,
+  name: string,
+  options: ConsumerOptions<[Filtered<S, Filter>] extends [never] ? never : Filter>,
+): ConsumerDefinition<S, Filter> {
+  const what = `Consumer "${name}" of stream "${stream.name}"`;
+  assertName(name, what);
+  const filters = filtersOf(stream, options.filter, what);
+  const { concurrency = 16, retry = { attempts: 5, backoff: exponential("1s", { max: "5m" }) }, deadLetter } = options;
+  for (const [option, value] of Object.entries({ concurrency, "retry.attempts": retry.attempts })) {
+    if (!Number.isInteger(value) || value < 1) {
+      throw new SortieError("invalid-definition", `${what}: expected ${option} to be a whole number from 1, got ${value}`);
+    }
+  }
+  if (typeof deadLetter !== "string" || !isLiteral(deadLetter)) {
+    throw new SortieError("invalid-definition", `${what}: expected deadLetter to be a subject without wildcards, got "${deadLetter}"`);
+  }
+  if (filters.some((filter) => covers(filter, deadLetter))) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: its filter catches its own deadLetter subject "${deadLetter}"; use another subject or a narrower filter`,
+    );
+  }
+  const ackWaitMs = toMs(options.ackWait ?? "30s", `${what}, ackWait`);
+  if (ackWaitMs < 1_000) throw new SortieError("invalid-definition", `${what}: expected ackWait of a second or more, got ${ackWaitMs} ms`);
+  return {
+    kind: "consumer",
+    stream,
+    name,
+    filters: filters as unknown as readonly Filter[],
+    concurrency,
+    retry,
+    deadLetter,
+    ackWaitMs,
+    maxAckPending: options.maxAckPending ?? -1,
+  };
+}
+
+/** Never wider than what the stream declares, so that a consumer cannot swallow the stream's own schedules. */
+function filtersOf(stream: StreamDefinition, filter: string | readonly string[] | undefined, what: string): string[] {
+  const known = Object.keys(stream.schemas);
+  if (filter === undefined && known.length > 0) return known;
+  const filters = [filter ?? ">"].flat().flatMap((wanted) => {
+    assertPattern(wanted, what);
+    const declared = known.filter((subject) => covers(wanted, subject));
+    if (declared.length > 0) return declared;
+    if (known.some((subject) => covers(subject, wanted))) return [wanted];
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: the filter "${wanted}" matches no subject that the stream has a schema for (${known.join(", ") || "it has none"})`,
+    );
+  });
+  return [...new Set(filters)];
+}

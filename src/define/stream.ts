@@ -1,0 +1,116 @@
+import { type Duration, toMs } from "../duration.ts";
+import { SortieError } from "../errors.ts";
+import type { Schema } from "../schema.ts";
+import { assertName, assertPattern, covers } from "./subject.ts";
+
+/** A schema for each subject, or subject pattern, of a stream. */
+export type Subjects = Readonly<Record<string, Schema>>;
+
+export interface StreamOptions<S extends Subjects> {
+  /** The subjects that the app publishes and handles, with the schema of their payloads; wildcards allowed. */
+  subjects?: S;
+  /** Further subjects that the stream stores as they come: dead letters, or what others publish. */
+  captures?: readonly string[];
+  /**
+   * `"limits"` keeps messages until a limit is reached, so that every consumer sees them; `"workqueue"` deletes each one
+   * when it is acknowledged. @default "limits"
+   */
+  retention?: "limits" | "workqueue";
+  /** @default "file" */
+  storage?: "file" | "memory";
+  /** Copies in a cluster. @default 1 */
+  replicas?: number;
+  /** Messages older than this are deleted. @default unlimited */
+  maxAge?: Duration;
+  /** Above this many messages the oldest are deleted. @default unlimited */
+  maxMessages?: number;
+  /** Above this many bytes the oldest messages are deleted. @default unlimited */
+  maxBytes?: number;
+  /** How long a message id is remembered, so that a second publish with it stores nothing. @default "2m", or `maxAge` where that is shorter */
+  duplicateWindow?: Duration;
+  /**
+   * Whether messages can be scheduled into this stream (nats-server 2.12; older ones get the stream without).
+   * @default true where the subjects have schemas
+   */
+  schedules?: boolean;
+}
+
+/** A stream as plain data: it connects to nothing and can be imported anywhere. */
+export interface StreamDefinition<S extends Subjects = Subjects> {
+  readonly kind: "stream";
+  readonly name: string;
+  /** All that it stores, but for its schedules. */
+  readonly subjects: readonly string[];
+  readonly schemas: S;
+  readonly retention: "limits" | "workqueue";
+  readonly storage: "file" | "memory";
+  readonly replicas: number;
+  /** 0 for no limit. */
+  readonly maxAgeMs: number;
+  /** -1 for no limit. */
+  readonly maxMessages: number;
+  /** -1 for no limit. */
+  readonly maxBytes: number;
+  readonly duplicateWindowMs: number;
+  readonly schedules: boolean;
+}
+
+/**
+ * Defines a stream. `sortie apply` creates it on the server.
+ * @throws SortieError `invalid-definition` for a name, subject or limit that the server would refuse, or that would lose work.
+ * @example
+ * export const orders = defineStream("ORDERS", {
+ *   subjects: { "orders.placed": z.object({ orderId: z.string() }) },
+ *   maxAge: "30d",
+ * });
+ */
+export function defineStream<const S extends Subjects = Record<never, never>>(name: string, options: StreamOptions<S>): StreamDefinition<S> {
+  const what = `Stream "${name}"`;
+  assertName(name, what);
+  const schemas = options.subjects ?? ({} as S);
+  const subjects = [...Object.keys(schemas), ...(options.captures ?? [])];
+  if (subjects.length === 0) throw new SortieError("invalid-definition", `${what}: expected \`subjects\` or \`captures\`, got neither`);
+  for (const [index, subject] of subjects.entries()) {
+    assertPattern(subject, what);
+    const twin = subjects.find((other, at) => at !== index && covers(other, subject));
+    if (twin) throw new SortieError("invalid-definition", `${what}: "${twin}" already covers "${subject}"; leave one of them out`);
+  }
+  const retention = options.retention ?? "limits";
+  if (!["limits", "workqueue"].includes(retention)) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected retention "limits" or "workqueue", got "${retention}" (interest retention drops what is published while no consumer exists)`,
+    );
+  }
+  const maxAgeMs = options.maxAge === undefined ? 0 : toMs(options.maxAge, `${what}, maxAge`);
+  const duplicateWindowMs =
+    options.duplicateWindow === undefined
+      ? Math.min(120_000, maxAgeMs || Infinity)
+      : toMs(options.duplicateWindow, `${what}, duplicateWindow`);
+  if (maxAgeMs > 0 && duplicateWindowMs > maxAgeMs) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: duplicateWindow (${duplicateWindowMs} ms) must not be longer than maxAge (${maxAgeMs} ms)`,
+    );
+  }
+  return {
+    kind: "stream",
+    name,
+    subjects,
+    schemas,
+    retention,
+    storage: options.storage ?? "file",
+    replicas: options.replicas ?? 1,
+    maxAgeMs,
+    maxMessages: options.maxMessages ?? -1,
+    maxBytes: options.maxBytes ?? -1,
+    duplicateWindowMs,
+    schedules: options.schedules ?? Object.keys(schemas).length > 0,
+  };
+}
+
+/** The schema of a literal subject, or undefined where the stream has none for it. */
+export function schemaOf(stream: StreamDefinition, subject: string): Schema | undefined {
+  const pattern = Object.keys(stream.schemas).find((pattern) => covers(pattern, subject));
+  return pattern === undefined ? undefined : stream.schemas[pattern];
+}

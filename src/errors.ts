@@ -1,0 +1,45 @@
+/** What went wrong, as a word that does not change between versions; the HTTP surface uses it as the problem's type. */
+export type ErrorCode =
+  | "invalid-definition"
+  | "invalid-option"
+  | "invalid-payload"
+  | "unknown-subject"
+  | "connection-failed"
+  | "connection-lost"
+  | "timed-out"
+  | "stream-missing"
+  | "consumer-missing"
+  | "stream-refused"
+  | "payload-too-large"
+  | "schedule-refused"
+  | "provision-refused";
+
+/** Every error that Sortie itself raises. The message says what was expected, what was got and what to do. */
+export class SortieError extends Error {
+  override name = "SortieError";
+  readonly code: ErrorCode;
+
+  constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/** One reason why a payload does not fit its schema. */
+export interface PayloadIssue {
+  /** Where in the payload, as in `items[0].price`; empty for the payload itself. */
+  path: string;
+  message: string;
+}
+
+/** A payload does not fit the schema of its subject. */
+export class InvalidPayloadError extends SortieError {
+  override name = "InvalidPayloadError";
+  readonly issues: readonly PayloadIssue[];
+
+  constructor(subject: string, issues: readonly PayloadIssue[]) {
+    const details = issues.map(({ path, message }) => (path ? `${path}: ${message}` : message)).join("; ");
+    super("invalid-payload", `The payload does not fit the schema of "${subject}": ${details}`);
+    this.issues = issues;
+  }
+}

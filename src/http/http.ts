@@ -1,0 +1,72 @@
+import { type Context, Hono, type MiddlewareHandler } from "hono";
+import { bodyLimit } from "hono/body-limit";
+import { methodNotAllowed } from "hono/method-not-allowed";
+import { timingSafeEqual } from "hono/utils/buffer";
+import type { App } from "../app.ts";
+import { type Connection, disconnect } from "../nats/connection.ts";
+import { preparePayload, streamFor } from "../publish/outgoing.ts";
+import { publish } from "../publish/publish.ts";
+import { problem, problemOf } from "./problem.ts";
+
+export interface HttpOptions {
+  /** Opens the connection that one request uses, within `ms`. */
+  connect(c: Context, ms: number): Promise<Connection>;
+  /** The bearer token that publishing takes; without one nothing can be published. */
+  publishToken(c: Context): string | undefined;
+  /** Milliseconds that the platform leaves to the request. @default unlimited */
+  remaining?(c: Context): number;
+}
+
+const maxBodyBytes = 1024 * 1024; // nats-server's own max_payload, unless configured
+const maxRequestMs = 10_000;
+
+/** The HTTP surface of an app: `POST /publish/{subject}`. */
+export function createHttp(app: App, options: HttpOptions): Hono {
+  const http = new Hono();
+  http.onError((error, c) => problemOf(c, error));
+  http.notFound((c) => problem(c, "not-found", `There is nothing at ${c.req.method} ${c.req.path}; messages go to POST /publish/{subject}`));
+
+  const onMethodNotAllowed = (c: Context, methods: string[]) => {
+    c.header("Allow", methods.join(", "));
+    return problem(c, "method-not-allowed", `Expected ${methods.join(" or ")}, got ${c.req.method}`);
+  };
+  http.use(methodNotAllowed({ app: http, onMethodNotAllowed }));
+
+  const authorized: MiddlewareHandler = async (c, next) => {
+    const token = options.publishToken(c);
+    if (!token) return problem(c, "not-configured", "Publishing needs the secret SORTIE_PUBLISH_TOKEN; it is not set");
+    const given = /^Bearer +(\S+)$/i.exec(c.req.header("Authorization") ?? "")?.[1] ?? "";
+    if (await timingSafeEqual(given, token)) return next();
+    c.header("WWW-Authenticate", 'Bearer realm="publish"');
+    return problem(c, "unauthorized", "Expected the header `Authorization: Bearer <token>` with the token for publishing");
+  };
+  const limit = bodyLimit({
+    maxSize: maxBodyBytes,
+    onError: (c) => problem(c, "payload-too-large", `Expected a payload of ${maxBodyBytes} bytes at most`),
+  });
+  http.post("/publish/:subject", authorized, limit, async (c) => {
+    const unknown = Object.keys(c.req.query());
+    if (unknown.length > 0) return problem(c, "invalid-request", `Expected no query parameters, got ${unknown.join(", ")}`);
+    const subject = c.req.param("subject");
+    streamFor(app.streams, subject);
+    const type = c.req.header("Content-Type") ?? "none";
+    if (!/^application\/(.+\+)?json(;|$)/i.test(type)) {
+      return problem(c, "unsupported-media-type", `Expected Content-Type application/json, got ${type}`);
+    }
+    const key = c.req.header("Idempotency-Key");
+    if (key !== undefined && !/^[\x21-\x7e]{1,255}$/.test(key)) {
+      return problem(c, "invalid-request", "Expected Idempotency-Key to have 1 to 255 visible ASCII characters without spaces");
+    }
+    const outgoing = await preparePayload(app.streams, subject, new Uint8Array(await c.req.arrayBuffer()));
+
+    const requestMs = Math.min(maxRequestMs, options.remaining?.(c) ?? Infinity);
+    const deadline = Date.now() + requestMs * 0.9; // the rest is for closing
+    const connection = await options.connect(c, requestMs / 2);
+    try {
+      return c.json(await publish(connection, { ...outgoing, id: key }, deadline - Date.now()), 202);
+    } finally {
+      await disconnect(connection);
+    }
+  });
+  return http;
+}

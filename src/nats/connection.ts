@@ -1,0 +1,85 @@
+import { credsAuthenticator, type NatsConnection, tokenAuthenticator, wsconnect } from "@nats-io/nats-core";
+import { SortieError } from "../errors.ts";
+import { within } from "./within.ts";
+
+/** What Sortie needs of a NATS connection; `wsconnect`, `nats.ws` and the TCP transports all give it. */
+export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request" | "flush" | "close" | "info">;
+
+/** Where the server is and how to log in; a user and password may stand in the URL. */
+export interface ServerOptions {
+  /** A `ws://` or `wss://` URL of the server's WebSocket listener. */
+  url: string;
+  /** The contents of a `.creds` file. */
+  creds?: string | undefined;
+  token?: string | undefined;
+  /** The connection's name in the server's monitoring. */
+  name?: string | undefined;
+}
+
+/**
+ * Opens a connection within `ms`, whatever the peer does; it does not reconnect, since an invocation has no time for it.
+ * @throws SortieError `connection-failed`, naming the host but none of the credentials.
+ */
+export async function connect(server: ServerOptions, ms: number): Promise<Connection> {
+  const { host, user, pass, servers } = parseUrl(server.url);
+  if (typeof WebSocket === "undefined") {
+    throw new SortieError("connection-failed", "This runtime has no WebSocket: Sortie needs Node 22 or newer, or a Worker");
+  }
+  const dialled = wsconnect({
+    servers,
+    timeout: ms,
+    reconnect: false,
+    name: server.name ?? "sortie",
+    ...(user && { user, pass }),
+    ...authenticator(server),
+    wsFactory: async (url) => ({ socket: openSocket(url), encrypted: url.startsWith("wss:") }),
+  });
+  try {
+    return await within(ms, `connecting to ${host}`, dialled);
+  } catch (error) {
+    dialled.then(disconnect, () => {}); // the one that came too late must not stay open
+    const reason = error instanceof Error ? error.message || error.name : String(error);
+    throw new SortieError(
+      "connection-failed",
+      `Could not connect to NATS at ${host}: ${reason}. Check that NATS_URL names a WebSocket listener which is up, trusted (TLS) and takes these credentials.`,
+      { cause: error },
+    );
+  }
+}
+
+/** Closes without being held up: what was sent is already confirmed, and a peer that is gone never answers. */
+export async function disconnect(connection: Connection): Promise<void> {
+  await within(500, "closing", connection.close()).catch(() => {});
+}
+
+function parseUrl(text: string) {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (!url || !["ws:", "wss:"].includes(url.protocol)) {
+    const got = url ? `${url.protocol}//${url.host}` : "something that is no URL";
+    throw new SortieError(
+      "invalid-option",
+      `NATS_URL: expected a WebSocket URL such as "wss://nats.example.com:443", got ${got}. Functions reach NATS over its WebSocket listener (\`websocket { … }\` in the server's configuration).`,
+    );
+  }
+  const host = `${url.protocol}//${url.host}`;
+  const [user, pass] = [decodeURIComponent(url.username), decodeURIComponent(url.password)];
+  return { host, user, pass, servers: `${host}${url.pathname}${url.search}` };
+}
+
+function authenticator({ creds, token }: ServerOptions) {
+  if (creds) return { authenticator: credsAuthenticator(new TextEncoder().encode(creds)) };
+  if (token) return { authenticator: tokenAuthenticator(token) };
+  return {};
+}
+
+/** The client waits for `onclose` without end after `close()`; this socket reports it after 250 ms at the latest. */
+function openSocket(url: string): WebSocket {
+  const socket = new WebSocket(url);
+  const close = socket.close.bind(socket);
+  socket.close = (...reason) => {
+    const timer = setTimeout(() => socket.onclose?.({ wasClean: false, code: 1006, reason: "no answer to close" } as CloseEvent), 250);
+    socket.addEventListener("close", () => clearTimeout(timer));
+    close(...reason);
+  };
+  return socket;
+}

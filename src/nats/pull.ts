@@ -1,0 +1,118 @@
+import { createInbox, type Msg } from "@nats-io/nats-core";
+import { SortieError } from "../errors.ts";
+import type { Connection } from "./connection.ts";
+import { type Delivery, deliveryOf } from "./delivery.ts";
+import { within } from "./within.ts";
+
+/** How a pull ended: `more` may be waiting, or the consumer has nothing to give now. */
+export type PullEnd = "more" | "drained";
+
+export interface Puller {
+  /**
+   * Asks for up to `batch` deliveries that are there now, and answers when the last of them has been handed over, or
+   * fails after `ms`.
+   * @throws SortieError `consumer-missing`, `connection-lost` or `timed-out`.
+   */
+  pull(batch: number, ms: number): Promise<PullEnd>;
+  close(): void;
+}
+
+/**
+ * Pulls from one consumer over one subscription. A pull carries `no_wait` and an `expires` of one millisecond: the server
+ * answers at once when it has something or nothing, and after that millisecond where a bare `no_wait` stays unanswered
+ * (a consumer at its max_ack_pending).
+ */
+export function openPuller(
+  connection: Connection,
+  { stream, consumer }: { stream: string; consumer: string },
+  onDelivery: (delivery: Delivery) => void,
+): Puller {
+  const what = `Consumer "${consumer}" of stream "${stream}"`;
+  const prefix = createInbox();
+  let pulls = 0;
+  let current: { subject: string; batch: number; received: number; end: (end: PullEnd | SortieError) => void } | undefined;
+
+  const subscription = connection.subscribe(`${prefix}.*`, {
+    callback: (error, message) => {
+      const delivery = error ? undefined : deliveryOf(message);
+      if (delivery) {
+        onDelivery(delivery);
+        if (!current) return;
+        current.received += 1;
+        if (current.received === current.batch) current.end("more");
+      } else if (current && (error || message.subject === current.subject)) {
+        const end = error ? new SortieError("connection-lost", `${what}: ${error.message}`) : statusOf(message, current.received, what);
+        if (end) current.end(end);
+      }
+    },
+  });
+
+  return {
+    async pull(batch, ms) {
+      pulls += 1;
+      const subject = `${prefix}.${pulls}`;
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      const end = await new Promise<PullEnd | SortieError>((resolve) => {
+        current = { subject, batch, received: 0, end: resolve };
+        const silence = new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(ms * 0.8)} ms`);
+        timer = setTimeout(() => resolve(silence), ms * 0.8);
+        const request = JSON.stringify({ batch, no_wait: true, expires: 1_000_000 });
+        connection.publish(`$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`, request, { reply: subject });
+      }).finally(() => {
+        clearTimeout(timer);
+        current = undefined;
+      });
+      if (!(end instanceof SortieError)) return end;
+      if (end.code !== "timed-out") throw end;
+      throw await explainSilence(connection, { stream, consumer }, end, ms * 0.2);
+    },
+    close() {
+      subscription.unsubscribe();
+    },
+  };
+}
+
+/** What the server's status ends a pull with; undefined for one that does not end it (a heartbeat). */
+function statusOf(message: Msg, received: number, what: string): PullEnd | SortieError | undefined {
+  const code = message.headers?.code;
+  const description = message.headers?.description ?? "";
+  switch (code) {
+    case 100:
+      return undefined;
+    case 404:
+      return "drained";
+    case 408: // the millisecond was over: with nothing to give, or in the middle of handing out
+      return received > 0 ? "more" : "drained";
+    case 409:
+      if (/deleted/i.test(description)) return missing(what);
+      return new SortieError("stream-refused", `${what} refused a pull: ${description}`);
+    case 503:
+      return missing(what);
+    default:
+      return new SortieError("stream-refused", `${what} answered a pull with status ${code} ${description}`);
+  }
+}
+
+function missing(what: string, cause?: unknown): SortieError {
+  return new SortieError(
+    "consumer-missing",
+    `${what} does not exist on the server. Create it from its definition: npx sortie apply <the module with your app>`,
+    { cause },
+  );
+}
+
+/** Servers before 2.10 answer a pull on a missing consumer with silence, as does a connection that is dead. */
+async function explainSilence(
+  connection: Connection,
+  { stream, consumer }: { stream: string; consumer: string },
+  silence: SortieError,
+  ms: number,
+): Promise<SortieError> {
+  try {
+    const looked = connection.request(`$JS.API.CONSUMER.INFO.${stream}.${consumer}`, "", { timeout: Math.max(1, ms) });
+    const { error } = (await within(ms, "looking the consumer up", looked)).json<{ error?: { code: number } }>();
+    return error?.code === 404 ? missing(`Consumer "${consumer}" of stream "${stream}"`, silence) : silence;
+  } catch (error) {
+    return new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${error}`, { cause: error });
+  }
+}

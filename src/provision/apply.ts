@@ -1,0 +1,90 @@
+import { type ConsumerConfig, JetStreamApiError, type JetStreamManager, type StreamConfig } from "@nats-io/jetstream";
+import type { ConsumerDefinition } from "../define/consumer.ts";
+import type { StreamDefinition } from "../define/stream.ts";
+import { covers } from "../define/subject.ts";
+import { SortieError } from "../errors.ts";
+import type { Connection } from "../nats/connection.ts";
+import { managerOn, serverIsAtLeast } from "../nats/jetstream.ts";
+import { planConsumer, planStream, type Step } from "./plan.ts";
+
+/** What became of one definition. */
+export interface Applied {
+  readonly kind: "stream" | "consumer";
+  readonly name: string;
+  readonly action: Step<unknown>["action"];
+  readonly changes: readonly string[];
+}
+
+/** The definitions of an app: its streams, and the consumers that have handlers. */
+export interface Definitions {
+  readonly streams: readonly StreamDefinition[];
+  readonly consumers: readonly ConsumerDefinition[];
+}
+
+/**
+ * Makes the streams and consumers on the server as they are defined; running it again changes nothing.
+ * @throws SortieError `provision-refused`, before anything is changed for that definition.
+ */
+export async function apply(connection: Connection, { streams, consumers }: Definitions): Promise<Applied[]> {
+  const jsm = await managerOn(connection);
+  const can = { schedules: serverIsAtLeast(connection, "2.12"), manyFilters: serverIsAtLeast(connection, "2.10") };
+  const applied: Applied[] = [];
+  for (const definition of streams) {
+    const { name } = definition;
+    const step = planStream(definition, await found(jsm.streams.info(name).then(({ config }) => config)), can);
+    const [create, update] = [() => jsm.streams.add(step.config), () => jsm.streams.update(name, step.config)];
+    applied.push(await carryOut("stream", name, step, create, update));
+  }
+  for (const definition of consumers) {
+    const { name, stream } = definition;
+    await assertDeadLettersStored(jsm, streams, definition);
+    const step = planConsumer(definition, await found(jsm.consumers.info(stream.name, name).then(({ config }) => config)), can);
+    const [create, update] = [
+      () => jsm.consumers.add(stream.name, step.config),
+      () => jsm.consumers.update(stream.name, name, step.config),
+    ];
+    applied.push(await carryOut("consumer", `${stream.name}/${name}`, step, create, update));
+  }
+  return applied;
+}
+
+async function carryOut<Config extends Partial<StreamConfig> | Partial<ConsumerConfig>>(
+  kind: Applied["kind"],
+  name: string,
+  { action, changes, config }: Step<Config>,
+  create: () => Promise<{ config: object }>,
+  update: () => Promise<{ config: object }>,
+): Promise<Applied> {
+  if (action === "none") return { kind, name, action, changes };
+  try {
+    const { config: got } = await (action === "create" ? create() : update());
+    const dropped = Object.keys(config).filter((key) => config[key as keyof Config] === true && !(got as Config)[key as keyof Config]);
+    if (dropped.length > 0) {
+      throw new SortieError("provision-refused", `The server ignored ${dropped.join(", ")}: it is older than the one Sortie is connected to`);
+    }
+    return { kind, name, action, changes };
+  } catch (error) {
+    if (!(error instanceof JetStreamApiError)) throw error;
+    throw new SortieError("provision-refused", `The server refused to ${action} ${kind} "${name}": ${error.message}`, { cause: error });
+  }
+}
+
+async function assertDeadLettersStored(jsm: JetStreamManager, streams: readonly StreamDefinition[], { name, deadLetter }: ConsumerDefinition): Promise<void> {
+  if (streams.some(({ subjects }) => subjects.some((subject) => covers(subject, deadLetter)))) return;
+  if (await found(jsm.streams.find(deadLetter))) return;
+  throw new SortieError(
+    "provision-refused",
+    `Consumer "${name}": no stream captures its dead letters at "${deadLetter}"; define one, such as defineStream("DEAD", { captures: ["dead.>"] })`,
+  );
+}
+
+/** Undefined only where the server says that there is none; any other failure is passed on. */
+async function found<T>(looked: Promise<T>): Promise<T | undefined> {
+  try {
+    return await looked;
+  } catch (error) {
+    const notFound = error instanceof Error && ["StreamNotFoundError", "ConsumerNotFoundError"].includes(error.name);
+    if (notFound) return undefined;
+    throw error;
+  }
+}

@@ -1,0 +1,39 @@
+import { isLiteral } from "../define/subject.ts";
+import { type StreamDefinition, schemaOf } from "../define/stream.ts";
+import { SortieError } from "../errors.ts";
+import { decode, encode, validate } from "../schema.ts";
+
+/** A message that is ready to be published: validated and encoded. */
+export interface Outgoing {
+  /** The stream that must store it; without one, whichever captures the subject. */
+  readonly stream?: string;
+  readonly subject: string;
+  readonly payload: Uint8Array;
+  /** A second publish with the same id within the stream's duplicate window stores nothing. */
+  readonly id?: string | undefined;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+/** The stream, of those given, that has a schema for `subject`. Throws `unknown-subject` where none has. */
+export function streamFor(streams: readonly StreamDefinition[], subject: string): StreamDefinition {
+  const stream = isLiteral(subject) ? streams.find((stream) => schemaOf(stream, subject)) : undefined;
+  if (stream) return stream;
+  const known = streams.flatMap((stream) => Object.keys(stream.schemas)).join(", ");
+  throw new SortieError("unknown-subject", `No stream of this app has a schema for "${subject}". It knows: ${known || "no subject at all"}`);
+}
+
+/**
+ * Encodes a value and checks that what is stored can be read back by the subject's schema.
+ * @throws SortieError `unknown-subject`, `invalid-payload`
+ */
+export function prepare(streams: readonly StreamDefinition[], subject: string, value: unknown): Promise<Outgoing> {
+  return preparePayload(streams, subject, encode(subject, value));
+}
+
+/** As `prepare`, for a payload that is JSON already; it is stored byte for byte. */
+export async function preparePayload(streams: readonly StreamDefinition[], subject: string, payload: Uint8Array): Promise<Outgoing> {
+  const stream = streamFor(streams, subject);
+  const schema = schemaOf(stream, subject);
+  if (schema) await validate(subject, schema, decode(subject, payload));
+  return { stream: stream.name, subject, payload };
+}

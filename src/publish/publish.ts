@@ -1,0 +1,71 @@
+import { headers, type MsgHdrs } from "@nats-io/nats-core";
+import { SortieError } from "../errors.ts";
+import type { Connection } from "../nats/connection.ts";
+import { isNoResponders, publisherOn } from "../nats/jetstream.ts";
+import { within } from "../nats/within.ts";
+import type { Outgoing } from "./outgoing.ts";
+
+/** Where the server stored a message; `duplicate` where one with its id was there already. */
+export interface Published {
+  stream: string;
+  sequence: number;
+  duplicate: boolean;
+}
+
+/**
+ * Publishes and waits for the server's word that the message is stored.
+ * @throws SortieError `stream-missing`, `stream-refused`, `payload-too-large`, `timed-out` or `connection-lost`. After the
+ * last two the message may be stored all the same: publish again with the same id.
+ */
+export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
+  const { stream, subject, payload, id } = outgoing;
+  const hdrs = headersFor(outgoing);
+  const limit = connection.info?.max_payload ?? Infinity;
+  if (payload.length + sizeOf(hdrs) > limit) {
+    throw new SortieError(
+      "payload-too-large",
+      `The message for "${subject}" has ${payload.length} bytes and ${sizeOf(hdrs)} of headers; this server takes ${limit} in all (max_payload)`,
+    );
+  }
+  try {
+    const options = {
+      headers: hdrs,
+      timeout: Math.max(1, ms),
+      ...(id && { msgID: id }),
+      ...(stream && { expect: { streamName: stream } }),
+    };
+    const ack = await within(ms, `publishing to "${subject}"`, publisherOn(connection).publish(subject, payload, options));
+    return { stream: ack.stream, sequence: ack.seq, duplicate: ack.duplicate };
+  } catch (error) {
+    throw explain(error, stream, subject);
+  }
+}
+
+function headersFor({ headers: values = {} }: Outgoing): MsgHdrs {
+  const hdrs = headers();
+  for (const [name, value] of Object.entries(values)) hdrs.set(name, value);
+  return hdrs;
+}
+
+/** At least the bytes that the headers take on the wire, with the status line and a message id. */
+function sizeOf(hdrs: MsgHdrs): number {
+  return hdrs.keys().reduce((sum, name) => sum + name.length + hdrs.get(name).length + 4, 12);
+}
+
+function explain(error: unknown, stream: string | undefined, subject: string): SortieError {
+  const what = `Publishing to "${subject}"${stream ? ` of stream "${stream}"` : ""}`;
+  if (error instanceof SortieError) return error;
+  if (isNoResponders(error)) {
+    return new SortieError(
+      "stream-missing",
+      `${what} reached no stream: none captures this subject. Create it from its definition: npx sortie apply <the module with your app>`,
+      { cause: error },
+    );
+  }
+  const reason = error instanceof Error ? error.message || error.name : String(error);
+  if (error instanceof Error && error.name === "JetStreamApiError") return new SortieError("stream-refused", `${what} was refused: ${reason}`, { cause: error });
+  if (error instanceof Error && (error.name === "TimeoutError" || ("code" in error && error.code === "TIMEOUT"))) {
+    return new SortieError("timed-out", `${what} was not confirmed in time`, { cause: error });
+  }
+  return new SortieError("connection-lost", `${what} was not confirmed: ${reason}`, { cause: error });
+}

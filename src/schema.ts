@@ -1,0 +1,46 @@
+import type { StandardSchemaV1 } from "@standard-schema/spec";
+import { InvalidPayloadError, SortieError } from "./errors.ts";
+
+/** Any schema that speaks Standard Schema: zod, valibot, arktype and others. */
+export type Schema<Input = unknown, Output = Input> = StandardSchemaV1<Input, Output>;
+
+/** JSON as UTF-8 bytes: how every payload is stored. Throws `invalid-payload` for what JSON cannot carry. */
+export function encode(subject: string, value: unknown): Uint8Array {
+  let json: string | undefined;
+  try {
+    json = JSON.stringify(value);
+  } catch (error) {
+    throw new SortieError("invalid-payload", `The payload for "${subject}" cannot be written as JSON: ${error}`, { cause: error });
+  }
+  if (json === undefined) {
+    throw new SortieError("invalid-payload", `The payload for "${subject}" must be a JSON value, got ${typeof value}`);
+  }
+  return new TextEncoder().encode(json);
+}
+
+/** The JSON value of a stored payload. Throws `invalid-payload` for anything else. */
+export function decode(subject: string, payload: Uint8Array): unknown {
+  try {
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(payload));
+  } catch (error) {
+    throw new SortieError("invalid-payload", `The payload of "${subject}" is not JSON in UTF-8 (${payload.length} bytes): ${error}`, {
+      cause: error,
+    });
+  }
+}
+
+/** The schema's output for a value. Throws `InvalidPayloadError` with the failing paths. */
+export async function validate(subject: string, schema: Schema, value: unknown): Promise<unknown> {
+  const result = await schema["~standard"].validate(value);
+  if (!result.issues) return result.value;
+  throw new InvalidPayloadError(
+    subject,
+    result.issues.map(({ path, message }) => ({ path: pathOf(path ?? []), message })),
+  );
+}
+
+function pathOf(path: NonNullable<StandardSchemaV1.Issue["path"]>): string {
+  return path
+    .map((segment) => (typeof segment === "object" ? segment.key : segment))
+    .reduce<string>((done, key) => (typeof key === "number" ? `${done}[${key}]` : done ? `${done}.${String(key)}` : String(key)), "");
+}
