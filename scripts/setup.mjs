@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const cache = join(root, ".cache");
-const [needNode, bringNode] = ["22.18.0", "24.21.0"]; // 22.18 is the first to run TypeScript as it is
+const [needNode, bringNode] = ["24.0.0", "24.21.0"]; // 24 is the first to run our TypeScript as it is
 const needNats = "2.12.0"; // the first with message schedules
 const debianSuite = "forky";
 
@@ -21,7 +21,7 @@ try {
   await bringNodeRuntime();
   await bringPackages();
   if (!process.env.NATS_URL) await bringNatsServer();
-  await step("Building", () => run("tsc", ["-p", "tsconfig.build.json"], "Mend what the compiler says above"));
+  await step("Building", () => run("npm", ["run", "build"], "Mend what the build says above"));
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
   console.error(`\n${error.message}`);
@@ -29,7 +29,7 @@ try {
 }
 hand(process.argv.slice(2));
 
-/** Node 22.18 or newer: the machine's own, or the one that npm carries. */
+/** Node 24 or newer: the machine's own, or the one that npm carries. */
 async function bringNodeRuntime() {
   if (atLeast(process.versions.node, needNode)) return;
   const name = `node-linux-${process.arch}`;

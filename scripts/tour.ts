@@ -1,0 +1,94 @@
+// What `npm start` shows: the sample system at work, on a real nats-server and in real workerd.
+import { execFile } from "node:child_process";
+import { randomUUID } from "node:crypto";
+import { once } from "node:events";
+import { createServer } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs, promisify } from "node:util";
+import pc from "picocolors";
+import { startNatsServer } from "../src/testing/nats-server.ts";
+import { type Observer, observe } from "./tour/observer.ts";
+import { createScreen } from "./tour/screen.ts";
+import { playTour } from "./tour/story.ts";
+import { startWorker } from "./worker.ts";
+
+const { values: options } = parseArgs({
+  options: { exit: { type: "boolean", default: false }, port: { type: "string", default: process.env.PORT ?? "8787" } },
+});
+const stopped = new AbortController();
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => stopped.abort());
+
+try {
+  process.exitCode = await main(Number(options.port));
+} catch (error) {
+  if (stopped.signal.aborted) process.exitCode = 130;
+  else {
+    console.error(`\n${error instanceof Error ? error.message : error}`);
+    process.exitCode = 1;
+  }
+}
+
+async function main(port: number): Promise<number> {
+  await assertFree(port);
+  await using resources = new AsyncDisposableStack();
+  const screen = createScreen(stopped.signal);
+  screen.title("Sortie", "NATS JetStream for functions that don't stay up");
+
+  const url = process.env.NATS_URL ?? resources.use(await startNatsServer()).url;
+  const observer: Observer = resources.use(await observe(url));
+  screen.fact("nats-server", `${observer.serverVersion}, ${redacted(url)}${process.env.NATS_URL ? " (NATS_URL)" : ""}`);
+
+  const applied = await sortie(["apply", "functions/app.ts"], url);
+  screen.fact("sortie apply", `${applied.filter((line) => line.includes("stream")).length} streams, ${applied.filter((line) => line.includes("consumer")).length} consumers of functions/app.ts`);
+
+  const token = randomUUID();
+  const worker = resources.use(
+    await startWorker({ port, bindings: { NATS_URL: url, SORTIE_PUBLISH_TOKEN: token }, onLog: screen.log }),
+  );
+  screen.fact("worker", `${worker.url.href} in workerd; its cron "${worker.crons.join('", "')}" fires every second here`);
+
+  const crons = keepFiring(worker, stopped.signal);
+  try {
+    const facts = await playTour({ worker, token, observer, screen });
+    if (!options.exit) {
+      screen.invitation(worker.url, token);
+      await screen.stopped;
+    }
+    return facts.every(({ holds }) => holds) ? 0 : 1;
+  } finally {
+    stopped.abort();
+    await crons;
+  }
+}
+
+/** Cloudflare fires the triggers of wrangler.toml by the minute; nobody watches that long. */
+async function keepFiring(worker: Awaited<ReturnType<typeof startWorker>>, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    await sleep(1_000, undefined, { signal }).catch(() => {});
+    if (signal.aborted) return;
+    for (const cron of worker.crons) {
+      const { outcome } = await worker.fire(cron);
+      if (outcome !== "ok") console.error(pc.red(`The cron invocation ended with "${outcome}"`));
+    }
+  }
+}
+
+async function sortie(args: string[], url: string): Promise<string[]> {
+  const { stdout } = await promisify(execFile)(process.execPath, ["dist/cli/main.js", ...args], {
+    env: { ...process.env, NATS_URL: url },
+  });
+  return stdout.trim().split("\n");
+}
+
+async function assertFree(port: number): Promise<void> {
+  const probe = createServer();
+  const failure = new Promise<NodeJS.ErrnoException>((resolve) => probe.on("error", resolve));
+  probe.listen(port, "127.0.0.1");
+  const error = await Promise.race([failure, once(probe, "listening").then(() => undefined)]);
+  probe.close();
+  if (error) throw new Error(`Port ${port} is not to be had (${error.code}): end what listens there, or choose another with \`PORT=${port + 1} npm start\`.`);
+}
+
+function redacted(url: string): string {
+  return url.replace(/\/\/[^@/]*@/, "//");
+}

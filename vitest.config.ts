@@ -1,0 +1,21 @@
+import { fileURLToPath } from "node:url";
+import { defineConfig } from "vitest/config";
+
+const src = (path: string) => fileURLToPath(new URL(`src/${path}`, import.meta.url));
+
+export default defineConfig({
+  resolve: {
+    alias: [
+      { find: /^sortie$/, replacement: src("index.ts") },
+      { find: /^sortie\/(cloudflare|aws-lambda)$/, replacement: src("adapters/$1.ts") },
+    ],
+  },
+  test: {
+    include: ["test/**/*.test.ts"],
+    typecheck: { enabled: true, include: ["test/**/*.test-d.ts"] },
+    testTimeout: 30_000,
+    hookTimeout: 30_000,
+    reporters: ["default", "json"],
+    outputFile: { json: ".cache/test-results.json" },
+  },
+});
