@@ -33,9 +33,10 @@ export function createOutbox(
       );
     }
     const outgoing = make(derivedId(delivery, prepared.length));
-    outgoing.catch(() => {}); // flush tells; a handler need not wait for each
     prepared.push(outgoing);
-    return outgoing.then(() => {});
+    const told = outgoing.then(() => {});
+    told.catch(() => {}); // flush tells as well: a handler need not wait for each
+    return told;
   }
 
   return {

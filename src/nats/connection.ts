@@ -25,6 +25,8 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
   if (typeof WebSocket === "undefined") {
     throw new SortieError("connection-failed", "This runtime has no WebSocket: Sortie needs Node 22 or newer, or a Worker");
   }
+  const broken = Promise.withResolvers<never>();
+  let socket: WebSocket | undefined;
   const dialled = wsconnect({
     servers,
     timeout: ms,
@@ -32,11 +34,15 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
     name: server.name ?? "sortie",
     ...(user && { user, pass }),
     ...authenticator(server),
-    wsFactory: async (url) => ({ socket: openSocket(url), encrypted: url.startsWith("wss:") }),
+    wsFactory: async (url) => {
+      socket = openSocket(url, broken.reject);
+      return { socket, encrypted: url.startsWith("wss:") };
+    },
   });
   try {
-    return await within(ms, `connecting to ${host}`, dialled);
+    return await within(ms, `connecting to ${host}`, Promise.race([dialled, broken.promise]));
   } catch (error) {
+    socket?.close();
     dialled.then(disconnect, () => {}); // the one that came too late must not stay open
     const reason = error instanceof Error ? error.message || error.name : String(error);
     throw new SortieError(
@@ -72,9 +78,13 @@ function authenticator({ creds, token }: ServerOptions) {
   return {};
 }
 
-/** The client waits for `onclose` without end after `close()`; this socket reports it after 250 ms at the latest. */
-function openSocket(url: string): WebSocket {
+/**
+ * The client waits for `onclose` without end after `close()`: this socket reports it after 250 ms at the latest. And the
+ * client hears nothing of a socket that broke before it listened: `broken` does.
+ */
+function openSocket(url: string, broken: (error: Error) => void): WebSocket {
   const socket = new WebSocket(url);
+  socket.addEventListener("error", (event) => broken(new Error(("message" in event && event.message) || "connection refused")));
   const close = socket.close.bind(socket);
   socket.close = (...reason) => {
     const timer = setTimeout(() => socket.onclose?.({ wasClean: false, code: 1006, reason: "no answer to close" } as CloseEvent), 250);

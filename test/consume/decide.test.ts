@@ -1,0 +1,40 @@
+import { describe, expect, it } from "vitest";
+import { planBudget } from "../../src/consume/budget.ts";
+import { decideFailure } from "../../src/consume/settlement.ts";
+import { exponential, NonRetriableError, RetryAfterError } from "../../src/index.ts";
+
+const retry = { attempts: 3, backoff: exponential("1s", { max: "5m" }) };
+
+describe("what becomes of a failure", () => {
+  class CardDeclined extends NonRetriableError {
+    override name = "CardDeclined";
+  }
+
+  it.each([
+    ["an error", new Error("x"), 1, { kind: "retry", delayMs: 1_000 }],
+    ["a second one", new Error("x"), 2, { kind: "retry", delayMs: 2_000 }],
+    ["the last one", new Error("x"), 3, { kind: "dead-letter", reason: "attempts-exhausted" }],
+    ["one past the last", new Error("x"), 9, { kind: "dead-letter", reason: "attempts-exhausted" }],
+    ["a non-retriable one", new NonRetriableError("x"), 1, { kind: "dead-letter", reason: "non-retriable" }],
+    ["a subclass of it", new CardDeclined("x"), 1, { kind: "dead-letter", reason: "non-retriable" }],
+    ["one that says when", new RetryAfterError("x", "30s"), 1, { kind: "retry", delayMs: 30_000 }],
+    ["one that says when, the last", new RetryAfterError("x", "30s"), 3, { kind: "dead-letter", reason: "attempts-exhausted" }],
+    ["something that is no error", "text", 1, { kind: "retry", delayMs: 1_000 }],
+    ["nothing at all", undefined, 1, { kind: "retry", delayMs: 1_000 }],
+  ])("%s", (_, error, attempt, settlement) => {
+    expect(decideFailure(error, attempt, retry)).toEqual(settlement);
+  });
+});
+
+describe("a budget", () => {
+  it.each([100, 1_000, 15_000, 900_000])("of %d ms keeps its parts in order, and all before the deadline", (total) => {
+    const budget = planBudget(1_000_000, 1_000_000 + total);
+    const points = [1_000_000 + budget.connectMs, budget.stopAt, budget.abandonAt, budget.publishBy, budget.settleBy, 1_000_000 + total];
+    expect(points).toEqual(points.toSorted((a, b) => a - b));
+    expect(new Set(points).size).toBe(points.length);
+  });
+
+  it("is nothing where the deadline has passed", () => {
+    expect(planBudget(1_000, 500)).toMatchObject({ connectMs: 0, stopAt: 500 });
+  });
+});

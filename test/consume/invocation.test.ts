@@ -1,0 +1,374 @@
+import { afterEach, describe, expect, it } from "vitest";
+import * as z from "zod";
+import type { App } from "../../src/app.ts";
+import { deadLetterHeaders } from "../../src/dead-letter/store.ts";
+import { type ConsumerOptions, createApp, defineConsumer, defineStream, fixed, NonRetriableError, RetryAfterError, type Schema } from "../../src/index.ts";
+import { startSystem, type System } from "../support/system.ts";
+
+const Job = z.object({ n: z.number() });
+const jobs = defineStream("JOBS", { subjects: { "jobs.a": Job, "jobs.b": Job, "results.a": Job }, retention: "workqueue" });
+const dead = defineStream("DEAD", { captures: ["dead.>"] });
+const base = { filter: "jobs.a", deadLetter: "dead.jobs", retry: { attempts: 3, backoff: fixed(20) } } as const;
+const consumer = (options: Partial<ConsumerOptions<"jobs.a">> = {}) => defineConsumer(jobs, "worker", { ...base, ...options });
+const create = () => createApp({ streams: [jobs, dead] });
+
+let system: System;
+afterEach(() => system[Symbol.asyncDispose]());
+
+async function start(app: App) {
+  system = await startSystem(app);
+  return system;
+}
+
+async function deadLetters() {
+  const { messages } = (await system.jsm.streams.info("DEAD")).state;
+  return Promise.all(Array.from({ length: messages }, (_, index) => system.jsm.streams.getMessage("DEAD", { seq: index + 1 })));
+}
+
+async function left(stream = "JOBS") {
+  return (await system.jsm.streams.info(stream)).state.messages;
+}
+
+describe("a message that is handled", () => {
+  it("is acknowledged, confirmed and gone from the work queue, with a report that says so", async () => {
+    const seen: unknown[] = [];
+    const { publish, invoke } = await start(create().on(consumer(), (message) => seen.push(message)));
+    const sequence = await publish("jobs.a", { n: 1 }, "id-1");
+    await publish("jobs.a", { n: 2 });
+    const { consumers, ms } = await invoke();
+    expect(consumers).toEqual([
+      { stream: "JOBS", consumer: "worker", pulled: 2, acked: 2, retried: 0, deadLettered: 0, returned: 0, unconfirmed: 0, ended: "drained" },
+    ]);
+    expect(ms).toBeLessThan(5_000);
+    expect(seen).toMatchObject([
+      { subject: "jobs.a", data: { n: 1 }, id: "id-1", attempt: 1, stream: "JOBS", sequence },
+      { data: { n: 2 }, id: `JOBS.${sequence + 1}` },
+    ]);
+    expect(await left()).toBe(0);
+    expect((await system.jsm.consumers.info("JOBS", "worker")).num_waiting).toBe(0);
+  });
+
+  it("runs beside others, as many as `concurrency` says and no more", async () => {
+    let running = 0;
+    let most = 0;
+    const gate = Promise.withResolvers<void>();
+    const { publish, invoke } = await start(
+      create().on(consumer({ concurrency: 3 }), async () => {
+        running += 1;
+        most = Math.max(most, running);
+        if (running === 3) gate.resolve();
+        await gate.promise;
+        running -= 1;
+      }),
+    );
+    for (let n = 0; n < 10; n++) await publish("jobs.a", { n });
+    expect((await invoke()).consumers[0]).toMatchObject({ acked: 10 });
+    expect(most).toBe(3);
+  });
+
+  it("keeps its lease while the handler takes longer than the ack-wait", async () => {
+    let starts = 0;
+    const { publish, invoke } = await start(
+      create().on(consumer({ ackWait: "1s" }), async () => {
+        starts += 1;
+        await new Promise((resolve) => setTimeout(resolve, 2_500));
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    const [first] = await Promise.all([invoke(), new Promise((resolve) => setTimeout(resolve, 1_800)).then(() => invoke())]);
+    expect(first.consumers[0]).toMatchObject({ acked: 1, unconfirmed: 0 });
+    expect(starts).toBe(1);
+  });
+});
+
+describe("a handler that throws", () => {
+  it("is started again after its backoff, and counts its attempts", async () => {
+    const attempts: number[] = [];
+    const { publish, settle, events } = await start(
+      create().on(consumer(), ({ attempt }) => {
+        attempts.push(attempt);
+        if (attempt < 3) throw new Error("not yet");
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await settle();
+    expect(attempts).toEqual([1, 2, 3]);
+    expect(events).toMatchObject([
+      { event: "retried", attempt: 1, delayMs: 20, error: "Error: not yet" },
+      { event: "retried", attempt: 2 },
+    ]);
+    expect(await left()).toBe(0);
+  });
+
+  it("is not started before the time that its error names", async () => {
+    const starts: number[] = [];
+    const { publish, settle } = await start(
+      create().on(consumer(), ({ attempt }) => {
+        starts.push(Date.now());
+        if (attempt === 1) throw new RetryAfterError("busy", "700ms");
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await settle(10);
+    while (starts.length < 2) await settle(10);
+    expect((starts[1] as number) - (starts[0] as number)).toBeGreaterThanOrEqual(700);
+  });
+
+  it("sends the message to the dead letters after its last attempt, with its story", async () => {
+    const { publish, settle } = await start(
+      create().on(consumer(), () => {
+        throw new Error("línea 1\r\nline 2");
+      }),
+    );
+    const sequence = await publish("jobs.a", { n: 7 }, "id-7");
+    await settle();
+    const [letter, ...others] = await deadLetters();
+    expect(others).toEqual([]);
+    expect(letter?.subject).toBe("dead.jobs");
+    expect(letter?.json()).toEqual({ n: 7 });
+    const story = Object.fromEntries(Object.entries(deadLetterHeaders).map(([key, name]) => [key, letter?.header.get(name)]));
+    expect(story).toMatchObject({
+      reason: "attempts-exhausted",
+      error: "Error: l\\u00ednea 1 line 2",
+      stream: "JOBS",
+      sequence: `${sequence}`,
+      subject: "jobs.a",
+      consumer: "worker",
+      attempts: "3",
+      messageId: "id-7",
+    });
+    expect(Date.parse(story.time ?? "")).toBeGreaterThan(Date.now() - 60_000);
+    expect(await left()).toBe(0);
+  });
+
+  it("sends it there on the first attempt where it is non-retriable", async () => {
+    const { publish, invoke } = await start(
+      create().on(consumer(), () => {
+        throw new NonRetriableError("card declined");
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 1, deadLettered: 1 });
+    const [letter] = await deadLetters();
+    expect(letter?.header.get(deadLetterHeaders.reason)).toBe("non-retriable");
+    expect(letter?.header.get(deadLetterHeaders.attempts)).toBe("1");
+  });
+});
+
+describe("a message that cannot be read", () => {
+  it("goes to the dead letters byte for byte, and its handler is never started", async () => {
+    let starts = 0;
+    const all = defineConsumer(jobs, "worker", { ...base, filter: "jobs.a" });
+    const { js, invoke } = await start(create().on(all, () => void starts++));
+    const payloads = [new Uint8Array([0xff, 0xfe]), new TextEncoder().encode("{"), new Uint8Array(), new TextEncoder().encode('{"n":"1"}')];
+    for (const payload of payloads) await js.publish("jobs.a", payload);
+    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 4, deadLettered: 4 });
+    const letters = await deadLetters();
+    const bySequence = letters.toSorted((a, b) => Number(a?.header.get("Sortie-Sequence")) - Number(b?.header.get("Sortie-Sequence")));
+    expect(bySequence.map((letter) => letter?.data)).toEqual(payloads);
+    expect(bySequence.map((letter) => letter?.header.get("Sortie-Reason"))).toEqual(["undecodable", "undecodable", "undecodable", "invalid"]);
+    expect(bySequence.at(-1)?.header.get("Sortie-Error")).toMatch(/n: .*expected number/);
+    expect(starts).toBe(0);
+    expect(await left()).toBe(0);
+  });
+
+  it("leaves the server's own headers behind, which would command it", async () => {
+    const { js, invoke } = await start(create().on(consumer(), () => {}));
+    const { headers } = await import("@nats-io/nats-core");
+    const own = headers();
+    own.set("Nats-Expected-Stream", "JOBS");
+    own.set("X-Trace", "abc");
+    await js.publish("jobs.a", "not JSON", { headers: own, msgID: "id-1" });
+    await invoke();
+    const [letter] = await deadLetters();
+    expect(letter?.header.get("X-Trace")).toBe("abc");
+    expect(letter?.header.get("Nats-Expected-Stream")).toBe("");
+    expect(letter?.header.get("Sortie-Message-Id")).toBe("id-1");
+  });
+
+  it("is retried where only its schema fails to answer", async () => {
+    let asked = 1;
+    const flaky: Schema<{ n: number }> = {
+      "~standard": {
+        version: 1,
+        vendor: "test",
+        async validate(value) {
+          asked += 1;
+          if (asked === 2) throw new Error("the schema's own look-up failed");
+          return { value: value as { n: number } };
+        },
+      },
+    };
+    const stream = defineStream("FLAKY", { subjects: { flaky } });
+    const worker = defineConsumer(stream, "worker", { retry: base.retry, deadLetter: "dead.flaky" });
+    const { publish, settle, events } = await start(createApp({ streams: [stream, dead] }).on(worker, () => {}));
+    await publish("flaky", { n: 1 });
+    await settle();
+    expect(events).toMatchObject([{ event: "retried", error: expect.stringContaining("look-up failed") }]);
+    expect(await left("DEAD")).toBe(0);
+  });
+});
+
+describe("dead-lettering", () => {
+  it("works within the same stream", async () => {
+    const stream = defineStream("ONE", { subjects: { "one.job": Job }, captures: ["one.dead"], retention: "workqueue" });
+    const worker = defineConsumer(stream, "worker", { deadLetter: "one.dead" });
+    const { publish, invoke } = await start(
+      createApp({ streams: [stream] }).on(worker, () => {
+        throw new NonRetriableError("no");
+      }),
+    );
+    await publish("one.job", { n: 1 }, "same-id");
+    await invoke();
+    expect(await left("ONE")).toBe(1);
+    expect((await system.jsm.streams.getMessage("ONE", { seq: 2 }))?.subject).toBe("one.dead");
+  });
+
+  it("loses nothing where it is refused: the message is retried, and dead-lettered once it can be", async () => {
+    const { publish, invoke, settle, events } = await start(
+      create().on(consumer(), () => {
+        throw new NonRetriableError("no");
+      }),
+    );
+    await system.jsm.streams.delete("DEAD");
+    await publish("jobs.a", { n: 1 });
+    expect((await invoke()).consumers[0]).toMatchObject({ retried: 1, deadLettered: 0 });
+    expect(events[0]).toMatchObject({ event: "retried", error: expect.stringContaining("reached no stream") });
+    expect(await left()).toBe(1);
+    await system.jsm.streams.add({ name: "DEAD", subjects: ["dead.>"] });
+    await settle();
+    expect(await left()).toBe(0);
+    expect(await deadLetters()).toHaveLength(1);
+  });
+
+  it("ends the run of a message whose function never came to settle it", async () => {
+    const { publish, invoke } = await start(create().on(consumer({ ackWait: "1s" }), () => {}));
+    await publish("jobs.a", { n: 1 });
+    const killed = await system.js.consumers.get("JOBS", "worker");
+    for (let death = 1; death <= 3; death++) await killed.next({ expires: 5_000 }); // delivered, and never heard of again
+    await expect.poll(async () => (await invoke()).consumers[0]?.deadLettered, { timeout: 10_000 }).toBe(1);
+    const [letter] = await deadLetters();
+    expect(letter?.header.get(deadLetterHeaders.reason)).toBe("never-settled");
+    expect(letter?.header.get(deadLetterHeaders.attempts)).toBe("3");
+  });
+});
+
+describe("what a handler publishes", () => {
+  it("is stored before the ack, once, however often the message is redelivered", async () => {
+    let fail = true;
+    const { publish, settle } = await start(
+      create().on(consumer(), async ({ data }, context) => {
+        await context.publish("results.a", { n: data.n * 10 });
+        void context.publish("results.a", { n: data.n * 10 + 1 });
+        if (fail) {
+          fail = false;
+          throw new Error("after publishing");
+        }
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await settle();
+    const subjects = (await system.jsm.streams.info("JOBS", { subjects_filter: ">" })).state.subjects;
+    expect(subjects).toEqual({ "results.a": 2 });
+  });
+
+  it("is stored once even where the ack was lost after it", async () => {
+    const { publish, invoke, settle } = await start(create().on(consumer({ ackWait: "1s" }), (_, context) => context.publish("results.a", { n: 1 })));
+    await publish("jobs.a", { n: 1 });
+    const deaf = await system.connect(); // publishes go through, settlements never
+    const request: typeof deaf.request = (subject, ...rest) => (subject.startsWith("$JS.ACK") ? new Promise(() => {}) : deaf.request(subject, ...rest));
+    const connection = { publish: deaf.publish.bind(deaf), subscribe: deaf.subscribe.bind(deaf), flush: () => deaf.flush(), close: () => deaf.close(), info: deaf.info, request, options: (deaf as unknown as { options: object }).options };
+    const { consumers } = await invoke({ connect: async () => connection as typeof deaf, budgetMs: 2_000 });
+    expect(consumers[0]).toMatchObject({ acked: 0, unconfirmed: 1 });
+    await expect.poll(async () => (await invoke()).consumers[0]?.acked, { timeout: 10_000 }).toBe(1);
+    await settle();
+    expect((await system.jsm.streams.info("JOBS", { subjects_filter: ">" })).state.subjects).toEqual({ "results.a": 1 });
+  });
+
+  it("fails the message where it is refused, also where the handler did not wait for it", async () => {
+    const { publish, settle, events } = await start(
+      create().on(consumer(), (_, context) => {
+        void context.publish("results.a", { n: "wrong" as unknown as number });
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await settle();
+    expect(events.map(({ event }) => event)).toEqual(["retried", "retried", "dead-lettered"]);
+    expect(events[2]).toMatchObject({ reason: "attempts-exhausted", error: expect.stringContaining('schema of "results.a"') });
+  });
+});
+
+describe("time", () => {
+  it("ends the invocation before its deadline, whatever the handlers do, and counts it as an attempt", async () => {
+    const heard: unknown[] = [];
+    const { publish, invoke } = await start(
+      create().on(consumer({ concurrency: 2 }), ({ data }, { signal, remaining }) => {
+        heard.push(remaining());
+        if (data.n === 1) return new Promise(() => {}); // never looks at the signal
+        return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await publish("jobs.a", { n: 2 });
+    await publish("jobs.a", { n: 3 }); // no handler was free for it: it is not touched
+    const started = Date.now();
+    const { consumers } = await invoke({ budgetMs: 1_500 });
+    expect(Date.now() - started).toBeLessThan(1_500);
+    expect(consumers[0]).toMatchObject({ pulled: 2, retried: 2, unconfirmed: 0, ended: "budget" });
+    expect(await system.jsm.consumers.info("JOBS", "worker")).toMatchObject({ num_pending: 1, num_ack_pending: 2 });
+    expect(heard.every((ms) => Number(ms) > 500 && Number(ms) < 1_500)).toBe(true);
+  });
+
+  it("publishes nothing for a handler that was left behind", async () => {
+    const late = Promise.withResolvers<void>();
+    const { publish, invoke } = await start(
+      create().on(consumer(), async (_, context) => {
+        await new Promise((resolve) => setTimeout(resolve, 1_200));
+        await context.publish("results.a", { n: 1 }).catch(late.reject);
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await invoke({ budgetMs: 1_000 });
+    await expect(late.promise).rejects.toThrow(/time is over/);
+    expect(await left()).toBe(1);
+  });
+});
+
+describe("what is not there", () => {
+  it("is an error that names the command to run, for each consumer, while the others go on", async () => {
+    const other = defineConsumer(jobs, "other", { ...base, filter: "jobs.b" as "jobs.a" });
+    const { publish, invoke } = await start(create().on(consumer(), () => {}).on(other, () => {}));
+    await system.jsm.consumers.delete("JOBS", "other");
+    await publish("jobs.a", { n: 1 });
+    const { consumers } = await invoke();
+    expect(consumers[0]).toMatchObject({ acked: 1, ended: "drained" });
+    expect(consumers[1]).toMatchObject({ ended: "failed", error: expect.stringMatching(/"other" of stream "JOBS" does not exist.*npx sortie apply/) });
+    await system.jsm.streams.delete("JOBS");
+    expect((await invoke()).consumers.map(({ ended }) => ended)).toEqual(["failed", "failed"]);
+  });
+
+  it("does not keep an invocation: empty, saturated and paused consumers answer at once", async () => {
+    const { publish, invoke } = await start(create().on(consumer({ maxAckPending: 1 }), () => {}));
+    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 0, ended: "drained" });
+    await publish("jobs.a", { n: 1 });
+    await publish("jobs.a", { n: 2 });
+    await (await system.js.consumers.get("JOBS", "worker")).next({ expires: 5_000 }); // holds the only place
+    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 0, ended: "drained" });
+    await system.jsm.consumers.pause("JOBS", "worker", new Date(Date.now() + 60_000));
+    const { ms, consumers } = await invoke();
+    expect(consumers[0]).toMatchObject({ pulled: 0, ended: "drained" });
+    expect(ms).toBeLessThan(1_000);
+  });
+});
+
+describe("a consumer deleted, or a server gone, in the middle", () => {
+  it("is told in the report, and the handled message comes again", async () => {
+    const { publish, invoke, server } = await start(create().on(consumer(), () => server.kill("SIGKILL")));
+    await publish("jobs.a", { n: 1 });
+    const started = Date.now();
+    const { consumers } = await invoke({ budgetMs: 4_000 });
+    expect(Date.now() - started).toBeLessThan(4_000);
+    expect(consumers[0]).toMatchObject({ pulled: 1, acked: 0, unconfirmed: 1 });
+    await server.start();
+  });
+});

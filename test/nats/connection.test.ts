@@ -1,0 +1,95 @@
+import { afterEach, describe, expect, it } from "vitest";
+import { connect, disconnect } from "../../src/nats/connection.ts";
+import { within } from "../../src/nats/within.ts";
+import { startNatsServer } from "../../src/testing/nats-server.ts";
+import { answersHttp, type Peer, silent, startPeer, startProxy, upgradesOnly } from "../support/peers.ts";
+
+let open: AsyncDisposable[] = [];
+const using = <T extends AsyncDisposable>(resource: T) => {
+  open.push(resource);
+  return resource;
+};
+afterEach(async () => {
+  for (const resource of open.toReversed()) await resource[Symbol.asyncDispose]();
+  open = [];
+});
+
+async function timed<T>(promise: Promise<T>) {
+  const started = Date.now();
+  const outcome = await promise.then(() => "connected", (error: Error) => error.message);
+  return { outcome, ms: Date.now() - started };
+}
+
+describe("connecting", () => {
+  it.each([
+    ["says nothing", silent],
+    ["upgrades and says nothing more", upgradesOnly],
+    ["is a web server", answersHttp],
+    ["hangs up", (socket: { destroy(): void }) => socket.destroy()],
+  ])("gives up in time, naming the host, where the peer %s", async (_, behave) => {
+    const peer: Peer = using(await startPeer(behave));
+    const { outcome, ms } = await timed(connect({ url: peer.url }, 400));
+    expect(outcome).toContain(`Could not connect to NATS at ${peer.url}`);
+    expect(ms).toBeLessThan(800);
+    // nothing stays open behind the failure; but no runtime lets go of a WebSocket whose peer does not answer its close
+    if (behave !== upgradesOnly) await expect.poll(() => peer.sockets.size).toBe(0);
+  });
+
+  it("gives up at once where nobody listens", async () => {
+    const { url, [Symbol.asyncDispose]: close } = await startPeer(silent);
+    await close();
+    const { outcome, ms } = await timed(connect({ url }, 2_000));
+    expect(outcome).toContain(`Could not connect to NATS at ${url}: connection refused. Check that NATS_URL`);
+    expect(ms).toBeLessThan(1_500);
+  });
+
+  it.each([
+    ["nats://h:4222", /expected a WebSocket URL such as .* got nats:\/\/h:4222/],
+    ["h:8080", /expected a WebSocket URL/],
+    ["", /got something that is no URL/],
+    ["user:s3cret@h", /got something that is no URL|expected a WebSocket URL/],
+  ])("refuses %j with what it expected", async (url, message) => {
+    const { outcome } = await timed(connect({ url }, 500));
+    expect(outcome).toMatch(message);
+    expect(outcome).not.toContain("s3cret");
+  });
+
+  it.each([
+    ["a user and password in the URL", `authorization { user: u, password: "p@ss" }`, (url: string) => ({ url: url.replace("//", "//u:p%40ss@") })],
+    ["a token", `authorization { token: t0ken }`, (url: string) => ({ url, token: "t0ken" })],
+  ])("logs in with %s, and never tells it", async (_, config, server) => {
+    const nats = using(await startNatsServer({ config }));
+    const connection = await connect(server(nats.url), 5_000);
+    await connection.flush();
+    await disconnect(connection);
+    const wrong = server(nats.url).url === nats.url ? { url: nats.url, token: "wr0ng" } : { url: nats.url.replace("//", "//u:wr0ng@") };
+    const { outcome } = await timed(connect(wrong, 2_000));
+    expect(outcome).toContain(`Could not connect to NATS at ${nats.url}: `);
+    expect(outcome).toMatch(/Authorization Violation|WebSocket/);
+    expect(outcome).not.toMatch(/wr0ng|p@ss|t0ken/);
+  });
+});
+
+describe("disconnecting", () => {
+  it("does not wait for a peer that is gone", async () => {
+    const nats = using(await startNatsServer());
+    const proxy = using(await startProxy(nats.url));
+    const connection = await connect({ url: proxy.url }, 5_000);
+    proxy.freeze();
+    const { ms } = await timed(disconnect(connection));
+    expect(ms).toBeLessThan(700);
+  });
+});
+
+describe("within", () => {
+  it("answers as the promise does, in time", async () => {
+    await expect(within(1_000, "x", Promise.resolve(1))).resolves.toBe(1);
+    await expect(within(1_000, "x", Promise.reject(new Error("no")))).rejects.toThrow("no");
+  });
+
+  it("gives up, and ignores what comes later", async () => {
+    const late = Promise.withResolvers<never>();
+    await expect(within(20, "the thing", late.promise)).rejects.toThrow("the thing took longer than the 20 ms it had");
+    late.reject(new Error("later"));
+  });
+});

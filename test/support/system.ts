@@ -1,0 +1,66 @@
+import { jetstream, jetstreamManager, type JetStreamClient, type JetStreamManager } from "@nats-io/jetstream";
+import { connect as connectTcp } from "@nats-io/transport-node";
+import type { App } from "../../src/app.ts";
+import { type InvocationOptions, invoke } from "../../src/consume/invocation.ts";
+import type { InvocationEvent, InvocationReport } from "../../src/consume/report.ts";
+import { type Connection, connect, disconnect } from "../../src/nats/connection.ts";
+import { apply } from "../../src/provision/apply.ts";
+import { type NatsServer, type NatsServerOptions, startNatsServer } from "../../src/testing/nats-server.ts";
+
+/** A nats-server of one's own with an app applied to it, and a client that is not Sortie's to look at it. */
+export interface System extends AsyncDisposable {
+  readonly server: NatsServer;
+  readonly js: JetStreamClient;
+  readonly jsm: JetStreamManager;
+  /** What the invocations told, in order. */
+  readonly events: InvocationEvent[];
+  connect(): Promise<Connection>;
+  /** One invocation over all consumers, ten seconds long at most unless told otherwise. */
+  invoke(options?: Partial<InvocationOptions> & { budgetMs?: number }): Promise<InvocationReport>;
+  /** Invokes until nothing was pulled, so that retries have come and gone; `waitMs` between. */
+  settle(waitMs?: number): Promise<void>;
+  publish(subject: string, payload: unknown, msgID?: string): Promise<number>;
+}
+
+export async function startSystem(app: App, options?: NatsServerOptions): Promise<System> {
+  const server = await startNatsServer(options);
+  const sortie = await connect({ url: server.url }, 5_000);
+  await apply(sortie, { streams: app.streams, consumers: app.bindings.map(({ consumer }) => consumer) });
+  await disconnect(sortie);
+  // last, for the client's transport is global to the process: a reconnection would take the latest one
+  const tcp = await connectTcp({ servers: server.tcpUrl.replace("nats://", ""), reconnect: false });
+  const js = jetstream(tcp);
+  const events: InvocationEvent[] = [];
+  const system: System = {
+    server,
+    js,
+    jsm: await jetstreamManager(tcp),
+    events,
+    connect: () => connect({ url: server.url }, 5_000),
+    invoke: ({ budgetMs = 10_000, ...more } = {}) =>
+      invoke({
+        streams: app.streams,
+        bindings: app.bindings,
+        connect: (ms) => connect({ url: server.url }, ms),
+        deadline: Date.now() + budgetMs,
+        log: (event) => events.push(event),
+        ...more,
+      }),
+    async settle(waitMs = 50) {
+      for (;;) {
+        const { consumers } = await system.invoke();
+        if (consumers.every(({ pulled }) => pulled === 0)) return;
+        await new Promise((resolve) => setTimeout(resolve, waitMs));
+      }
+    },
+    async publish(subject, payload, msgID) {
+      const data = payload instanceof Uint8Array ? payload : JSON.stringify(payload);
+      return (await js.publish(subject, data, msgID ? { msgID } : {})).seq;
+    },
+    async [Symbol.asyncDispose]() {
+      await tcp.close();
+      await server.stop();
+    },
+  };
+  return system;
+}
