@@ -65,6 +65,8 @@ export function planConsumer(definition: ConsumerDefinition, current: ConsumerCo
     ...(others.length === 0 ? { filter_subject: first as string } : { filter_subjects: [...definition.filters] }),
   };
   const step = compare(wanted, current);
+  // the client merges an update into what the server has, which must not end with both kinds of filter
+  if (step.action === "update") Object.assign(step.config, { [others.length === 0 ? "filter_subjects" : "filter_subject"]: undefined });
   return step.action === "create" ? { ...step, config: { ...wanted, deliver_policy: DeliverPolicy.All } } : step;
 }
 
