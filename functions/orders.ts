@@ -1,7 +1,7 @@
 import { defineConsumer, defineStream, exponential } from "sortie";
 import * as z from "zod";
 
-export const Order = z.object({
+const Order = z.object({
   orderId: z.string().min(1),
   card: z.string(),
   cents: z.int().positive(),

@@ -162,9 +162,7 @@ async function step(label, work, progress) {
     const bar = progress ? ` ${"█".repeat(filled)}${"░".repeat(24 - filled)}` : "";
     process.stderr.write(`\r\x1b[K${label}${bar} ${seconds()}`);
   };
-  const timer = process.stderr.isTTY
-    ? setInterval(draw, 250)
-    : setTimeout(() => console.error(`${label} …`), 1500);
+  const timer = process.stderr.isTTY ? setInterval(draw, 250) : setTimeout(() => console.error(`${label} …`), 1500);
   try {
     await work();
   } finally {

@@ -16,7 +16,7 @@ const { values: options } = parseArgs({
   options: { exit: { type: "boolean", default: false }, port: { type: "string", default: process.env.PORT ?? "8787" } },
 });
 const stopped = new AbortController();
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => stopped.abort());
+takeSignals();
 
 try {
   process.exitCode = await main(Number(options.port));
@@ -34,18 +34,25 @@ async function main(port: number): Promise<number> {
   const screen = createScreen(stopped.signal);
   screen.title("Sortie", "NATS JetStream for functions that don't stay up");
 
-  const url = process.env.NATS_URL ?? resources.use(await startNatsServer()).url;
+  const url = process.env.NATS_URL || resources.use(await startNatsServer()).url;
   const observer: Observer = resources.use(await observe(url));
   screen.fact("nats-server", `${observer.serverVersion}, ${redacted(url)}${process.env.NATS_URL ? " (NATS_URL)" : ""}`);
 
   const applied = await sortie(["apply", "functions/app.ts"], url);
-  screen.fact("sortie apply", `${applied.filter((line) => line.includes("stream")).length} streams, ${applied.filter((line) => line.includes("consumer")).length} consumers of functions/app.ts`);
+  screen.fact(
+    "sortie apply",
+    `${applied.filter((line) => line.includes("stream")).length} streams, ${applied.filter((line) => line.includes("consumer")).length} consumers of functions/app.ts`,
+  );
 
   const token = randomUUID();
   const worker = resources.use(
     await startWorker({ port, bindings: { NATS_URL: url, SORTIE_PUBLISH_TOKEN: token }, onLog: screen.log }),
   );
-  screen.fact("worker", `${worker.url.href} in workerd; its cron "${worker.crons.join('", "')}" fires every second here`);
+  takeSignals();
+  screen.fact(
+    "worker",
+    `${worker.url.href} in workerd; its cron "${worker.crons.join('", "')}" fires every second here`,
+  );
 
   const crons = keepFiring(worker, stopped.signal);
   try {
@@ -58,6 +65,14 @@ async function main(port: number): Promise<number> {
   } finally {
     stopped.abort();
     await crons;
+  }
+}
+
+/** Ctrl-C ends the tour in order: miniflare's own handlers, where it has come to set them, end the process at once. */
+function takeSignals(): void {
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    process.removeAllListeners(signal);
+    process.on(signal, () => stopped.abort());
   }
 }
 
@@ -86,7 +101,10 @@ async function assertFree(port: number): Promise<void> {
   probe.listen(port, "127.0.0.1");
   const error = await Promise.race([failure, once(probe, "listening").then(() => undefined)]);
   probe.close();
-  if (error) throw new Error(`Port ${port} is not to be had (${error.code}): end what listens there, or choose another with \`PORT=${port + 1} npm start\`.`);
+  if (error)
+    throw new Error(
+      `Port ${port} is not to be had (${error.code}): end what listens there, or choose another with \`PORT=${port + 1} npm start\`.`,
+    );
 }
 
 function redacted(url: string): string {

@@ -34,14 +34,16 @@ export async function startWorker(options: {
     cf: false,
     unsafeTriggerHandlers: true, // /cdn-cgi/handler/scheduled, as in `wrangler dev`
     structuredWorkerdLogs: true,
-    handleStructuredLogs: ({ message }: { message: string }) => options.onLog?.(message),
+    handleStructuredLogs: ({ message }: { message: string }) => void options.onLog?.(message),
   });
   const url = await miniflare.ready;
   return {
     url,
     crons: config.triggers.crons ?? [],
     async fire(cron) {
-      const response = await fetch(new URL(`/cdn-cgi/handler/scheduled?${new URLSearchParams({ cron, format: "json" })}`, url));
+      const response = await fetch(
+        new URL(`/cdn-cgi/handler/scheduled?${new URLSearchParams({ cron, format: "json" })}`, url),
+      );
       return (await response.json()) as { outcome: string };
     },
     [Symbol.asyncDispose]: () => miniflare.dispose(),

@@ -25,7 +25,11 @@ export interface App<Stream extends StreamDefinition = StreamDefinition> {
  * @example
  * export const app = createApp({ streams: [orders] }).on(billing, async (message) => charge(message.data));
  */
-export function createApp<const Streams extends readonly StreamDefinition[]>({ streams }: { streams: Streams }): App<Streams[number]> {
+export function createApp<const Streams extends readonly StreamDefinition[]>({
+  streams,
+}: {
+  streams: Streams;
+}): App<Streams[number]> {
   const bindings: Binding[] = [];
   const app: App<Streams[number]> = {
     kind: "app",
@@ -34,10 +38,18 @@ export function createApp<const Streams extends readonly StreamDefinition[]>({ s
     on(consumer, handler) {
       const what = `Consumer "${consumer.name}" of stream "${consumer.stream.name}"`;
       if (!streams.includes(consumer.stream)) {
-        throw new SortieError("invalid-definition", `${what}: expected its stream among the app's; add it to createApp({ streams: [...] })`);
+        throw new SortieError(
+          "invalid-definition",
+          `${what}: expected its stream among the app's; add it to createApp({ streams: [...] })`,
+        );
       }
-      if (bindings.some((other) => other.consumer.stream === consumer.stream && other.consumer.name === consumer.name)) {
-        throw new SortieError("invalid-definition", `${what} has a handler already; expected one \`on\` for each consumer`);
+      if (
+        bindings.some((other) => other.consumer.stream === consumer.stream && other.consumer.name === consumer.name)
+      ) {
+        throw new SortieError(
+          "invalid-definition",
+          `${what} has a handler already; expected one \`on\` for each consumer`,
+        );
       }
       if (!streams.some(({ subjects }) => subjects.some((subject) => covers(subject, consumer.deadLetter)))) {
         throw new SortieError(

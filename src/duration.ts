@@ -8,7 +8,8 @@ export type Duration = number | `${number}${keyof typeof unitMs}`;
 /** Milliseconds of a duration. `what` names the option in the error that a malformed one throws. */
 export function toMs(duration: Duration, what: string): number {
   const match = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(`${duration}`);
-  const ms = typeof duration === "number" ? duration : match ? Number(match[1]) * unitMs[match[2] as keyof typeof unitMs] : NaN;
+  const ms =
+    typeof duration === "number" ? duration : match ? Number(match[1]) * unitMs[match[2] as keyof typeof unitMs] : NaN;
   if (!Number.isFinite(ms) || ms < 0) {
     throw new SortieError(
       "invalid-option",

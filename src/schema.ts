@@ -10,7 +10,9 @@ export function encode(subject: string, value: unknown): Uint8Array {
   try {
     json = JSON.stringify(value);
   } catch (error) {
-    throw new SortieError("invalid-payload", `The payload for "${subject}" cannot be written as JSON: ${error}`, { cause: error });
+    throw new SortieError("invalid-payload", `The payload for "${subject}" cannot be written as JSON: ${error}`, {
+      cause: error,
+    });
   }
   if (json === undefined) {
     throw new SortieError("invalid-payload", `The payload for "${subject}" must be a JSON value, got ${typeof value}`);
@@ -23,9 +25,13 @@ export function decode(subject: string, payload: Uint8Array): unknown {
   try {
     return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(payload));
   } catch (error) {
-    throw new SortieError("invalid-payload", `The payload of "${subject}" is not JSON in UTF-8 (${payload.length} bytes): ${error}`, {
-      cause: error,
-    });
+    throw new SortieError(
+      "invalid-payload",
+      `The payload of "${subject}" is not JSON in UTF-8 (${payload.length} bytes): ${error}`,
+      {
+        cause: error,
+      },
+    );
   }
 }
 
@@ -42,5 +48,8 @@ export async function validate(subject: string, schema: Schema, value: unknown):
 function pathOf(path: NonNullable<StandardSchemaV1.Issue["path"]>): string {
   return path
     .map((segment) => (typeof segment === "object" ? segment.key : segment))
-    .reduce<string>((done, key) => (typeof key === "number" ? `${done}[${key}]` : done ? `${done}.${String(key)}` : String(key)), "");
+    .reduce<string>(
+      (done, key) => (typeof key === "number" ? `${done}[${key}]` : done ? `${done}.${String(key)}` : String(key)),
+      "",
+    );
 }

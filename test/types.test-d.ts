@@ -29,7 +29,8 @@ describe("a handler's message", () => {
     const all = defineConsumer(orders, "all", { filter: "orders.*", deadLetter });
     app().on(all, (message) => {
       expectTypeOf(message.subject).toEqualTypeOf<"orders.placed" | "orders.reminder">();
-      if (message.subject === "orders.reminder") expectTypeOf(message.data).toEqualTypeOf<{ orderId: string; urgent: boolean }>();
+      if (message.subject === "orders.reminder")
+        expectTypeOf(message.data).toEqualTypeOf<{ orderId: string; urgent: boolean }>();
     });
   });
 

@@ -1,7 +1,7 @@
 import pc from "picocolors";
 
 /** A line that the Worker logged, taken apart. */
-export type LogEntry = Record<string, unknown> & { event: string };
+type LogEntry = Record<string, unknown> & { event: string };
 
 export interface Screen {
   title(name: string, what: string): void;
@@ -55,7 +55,8 @@ export function createScreen(stop: AbortSignal): Screen {
       for (;;) {
         const entry = entries.find(matches);
         if (entry) return entry;
-        if (late.aborted || stop.aborted) throw new Error("The Worker did not log what the tour waited for within 20 s.");
+        if (late.aborted || stop.aborted)
+          throw new Error("The Worker did not log what the tour waited for within 20 s.");
         await Promise.race([wake.promise, timeout, stopped]);
       }
     },
@@ -80,11 +81,15 @@ function parse(line: string): LogEntry | undefined {
   }
 }
 
-function tell(entry: LogEntry, event: Screen["event"]): void {
+function tell(entry: LogEntry, event: Screen["event"]) {
   const about = `${entry.subject} #${entry.sequence}${entry.attempt ? `, attempt ${entry.attempt}` : ""}`;
   switch (entry.event) {
     case "charged":
-      return event("ok", "handled", `charged ${(Number(entry.cents) / 100).toFixed(2)} for ${entry.orderId}, attempt ${entry.attempt}`);
+      return event(
+        "ok",
+        "handled",
+        `charged ${(Number(entry.cents) / 100).toFixed(2)} for ${entry.orderId}, attempt ${entry.attempt}`,
+      );
     case "resized":
       return event("ok", "handled", `resized ${entry.url} to ${entry.width}`);
     case "reminded":
@@ -92,7 +97,11 @@ function tell(entry: LogEntry, event: Screen["event"]): void {
     case "retried":
       return event("later", "retry later", `${about}: ${entry.error}; again in ${Number(entry.delayMs) / 1000} s`);
     case "dead-lettered":
-      return event("dead", "dead letter", `${about}: ${entry.reason}, ${entry.error} ${pc.dim(`→ ${entry.deadLetter}`)}`);
+      return event(
+        "dead",
+        "dead letter",
+        `${about}: ${entry.reason}, ${entry.error} ${pc.dim(`→ ${entry.deadLetter}`)}`,
+      );
     case "invocation":
       return;
     default:

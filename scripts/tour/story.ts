@@ -42,7 +42,10 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
   await charged(`busy-${run}`);
   await Promise.all([
     screen.seen(({ event, sequence }) => event === "dead-lettered" && sequence === declined.sequence),
-    screen.seen(({ event, sequence, subject }) => event === "dead-lettered" && sequence === garbage && subject === "images.resize"),
+    screen.seen(
+      ({ event, sequence, subject }) =>
+        event === "dead-lettered" && sequence === garbage && subject === "images.resize",
+    ),
     screen.seen(({ event, url }) => event === "resized" && `${url}`.includes(run)),
     screen.seen(({ event, orderId }) => event === "reminded" && orderId === `good-${run}`),
   ]);
@@ -53,13 +56,38 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
   screen.event("clock", "released", `the reminder of good-${run}, ${late} ms after it was due`);
 
   screen.section("What the server says of it");
-  is("every publish that was accepted is stored, the repeated one once", again.duplicate && again.sequence === good.sequence && (await placed(good)) && (await placed(busy)) && (await placed(declined)));
-  is("the malformed order was refused with the failing field (422), and stored nowhere", malformed.status === 422 && malformed.sequence === undefined);
-  is("every order is settled", await until(async () => (await observer.ackFloor("ORDERS", "billing")) >= (declined.sequence ?? Infinity)));
+  is(
+    "every publish that was accepted is stored, the repeated one once",
+    again.duplicate &&
+      again.sequence === good.sequence &&
+      (await placed(good)) &&
+      (await placed(busy)) &&
+      (await placed(declined)),
+  );
+  is(
+    "the malformed order was refused with the failing field (422), and stored nowhere",
+    malformed.status === 422 && malformed.sequence === undefined,
+  );
+  is(
+    "every order is settled",
+    await until(async () => (await observer.ackFloor("ORDERS", "billing")) >= (declined.sequence ?? Infinity)),
+  );
   is("the busy card's order was handled on its second attempt", (await charged(`busy-${run}`)).attempt === 2);
-  is("the work queue has let go of both images", await until(async () => !(await observer.stored("IMAGES", image.sequence ?? 0)) && !(await observer.stored("IMAGES", garbage))));
-  is("the declined order is in the dead letters: non-retriable", await isDead("dead.orders.billing", declined.sequence, "non-retriable"));
-  is("the garbage is in the dead letters, byte for byte: undecodable", await isDead("dead.images.resizer", garbage, "undecodable", `not JSON ${run}`));
+  is(
+    "the work queue has let go of both images",
+    await until(
+      async () =>
+        !(await observer.stored("IMAGES", image.sequence ?? 0)) && !(await observer.stored("IMAGES", garbage)),
+    ),
+  );
+  is(
+    "the declined order is in the dead letters: non-retriable",
+    await isDead("dead.orders.billing", declined.sequence, "non-retriable"),
+  );
+  is(
+    "the garbage is in the dead letters, byte for byte: undecodable",
+    await isDead("dead.images.resizer", garbage, "undecodable", `not JSON ${run}`),
+  );
   is("the reminder was released once, not early, within a second", released.length === 1 && late >= 0 && late < 1_000);
   for (const { claim, holds } of facts) screen.check(claim, holds);
   return facts;
@@ -81,7 +109,11 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
     const answer = (await response.json()) as { sequence?: number; duplicate?: boolean; detail?: string };
     const { sequence, duplicate = false, detail } = answer;
     if (response.status === 202) {
-      screen.event("in", "published", `${subject} #${sequence}${key ? ` ${key}` : ""}${duplicate ? ": the same again, stored once" : ""}`);
+      screen.event(
+        "in",
+        "published",
+        `${subject} #${sequence}${key ? ` ${key}` : ""}${duplicate ? ": the same again, stored once" : ""}`,
+      );
     } else {
       screen.event("dead", `refused, ${response.status}`, `${detail}`);
     }
@@ -96,9 +128,15 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
     return (await observer.stored("ORDERS", sequence ?? 0))?.subject === "orders.placed";
   }
 
-  async function isDead(subject: string, sequence: number | undefined, reason: string, payload?: string): Promise<boolean> {
+  async function isDead(
+    subject: string,
+    sequence: number | undefined,
+    reason: string,
+    payload?: string,
+  ): Promise<boolean> {
     const letters = (await observer.all("DEAD", subject)).filter(
-      ({ header }) => header.get(deadLetterHeaders.sequence) === `${sequence}` && header.get(deadLetterHeaders.reason) === reason,
+      ({ header }) =>
+        header.get(deadLetterHeaders.sequence) === `${sequence}` && header.get(deadLetterHeaders.reason) === reason,
     );
     return letters.length === 1 && (payload === undefined || letters[0]?.string() === payload);
   }

@@ -28,7 +28,8 @@ const runtimeMs = 250; // for the runtime to take the answer before it ends the 
 export function serve(app: App): LambdaHandlers {
   const { streams, bindings } = app;
   const connect = (ms: number) => connectWith(process.env, ms);
-  const remaining = (context: Pick<LambdaContext, "getRemainingTimeInMillis">) => context.getRemainingTimeInMillis() - runtimeMs;
+  const remaining = (context: Pick<LambdaContext, "getRemainingTimeInMillis">) =>
+    context.getRemainingTimeInMillis() - runtimeMs;
   const http = createHttp(app, {
     connect: (_c, ms) => connect(ms),
     publishToken: () => process.env.SORTIE_PUBLISH_TOKEN,
@@ -37,7 +38,9 @@ export function serve(app: App): LambdaHandlers {
   return {
     http: handle(http),
     async pull(_event, context) {
-      return reported(await invoke({ streams, bindings, connect, deadline: Date.now() + remaining(context), log: logJson }));
+      return reported(
+        await invoke({ streams, bindings, connect, deadline: Date.now() + remaining(context), log: logJson }),
+      );
     },
     async release(_event, context) {
       const ms = remaining(context);

@@ -17,7 +17,10 @@ export interface Settings {
 /** Connects as the settings say. Throws `invalid-option` where they do not say where to. */
 export function connectWith({ NATS_URL, NATS_CREDS, NATS_TOKEN }: Settings, ms: number): Promise<Connection> {
   if (!NATS_URL) {
-    throw new SortieError("connection-failed", "NATS_URL is not set: expected the WebSocket URL of the server, such as wss://nats.example.com:443");
+    throw new SortieError(
+      "connection-failed",
+      "NATS_URL is not set: expected the WebSocket URL of the server, such as wss://nats.example.com:443",
+    );
   }
   return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN }, ms);
 }

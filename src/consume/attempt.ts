@@ -19,7 +19,11 @@ export interface Circumstances {
 }
 
 /** Runs the handler for one delivery and decides how the delivery leaves. Never throws. */
-export async function attempt({ consumer, handler }: Binding, delivery: Delivery, shared: Circumstances): Promise<Outcome> {
+export async function attempt(
+  { consumer, handler }: Binding,
+  delivery: Delivery,
+  shared: Circumstances,
+): Promise<Outcome> {
   const { budget, connection, signal, now } = shared;
   const { deliveryCount } = delivery;
   if (deliveryCount > consumer.retry.attempts) {

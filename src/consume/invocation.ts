@@ -22,12 +22,22 @@ export interface InvocationOptions {
  * One sortie: connects, runs every consumer side by side, and is gone before its deadline.
  * @throws SortieError `connection-failed`. What goes wrong later is in the report.
  */
-export async function invoke({ streams, bindings, connect, deadline, log, now = Date.now }: InvocationOptions): Promise<InvocationReport> {
+export async function invoke({
+  streams,
+  bindings,
+  connect,
+  deadline,
+  log,
+  now = Date.now,
+}: InvocationOptions): Promise<InvocationReport> {
   const started = now();
   const budget = planBudget(started, deadline);
   const connection = await connect(budget.connectMs);
   const stop = new AbortController();
-  const timer = setTimeout(() => stop.abort(new DOMException("The invocation's time is over", "TimeoutError")), budget.stopAt - now());
+  const timer = setTimeout(
+    () => stop.abort(new DOMException("The invocation's time is over", "TimeoutError")),
+    budget.stopAt - now(),
+  );
   try {
     const shared = { connection, streams, budget, signal: stop.signal, now };
     const consumers = await Promise.all(bindings.map((binding) => runConsumer(binding, shared, log)));

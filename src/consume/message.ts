@@ -1,9 +1,9 @@
 import type { StandardSchemaV1 } from "@standard-schema/spec";
+import type { DeadLetterReason } from "../dead-letter/store.ts";
 import type { ConsumerDefinition, Filtered } from "../define/consumer.ts";
-import { schemaOf, type Subjects } from "../define/stream.ts";
+import { type Subjects, schemaOf } from "../define/stream.ts";
 import type { Literal } from "../define/subject.ts";
 import { InvalidPayloadError, SortieError } from "../errors.ts";
-import type { DeadLetterReason } from "../dead-letter/store.ts";
 import { type Delivery, headersOf, storedAt } from "../nats/delivery.ts";
 import { idHeader } from "../schedule/schedule.ts";
 import { decode, validate } from "../schema.ts";
@@ -32,7 +32,11 @@ export type MessageOf<S extends Subjects, Filter extends string> = {
 export async function read(delivery: Delivery, consumer: ConsumerDefinition): Promise<Message> {
   const { subject, data } = delivery.message;
   const schema = schemaOf(consumer.stream, subject);
-  if (!schema) throw new SortieError("unknown-subject", `Stream "${consumer.stream.name}" is defined without a schema for "${subject}"`);
+  if (!schema)
+    throw new SortieError(
+      "unknown-subject",
+      `Stream "${consumer.stream.name}" is defined without a schema for "${subject}"`,
+    );
   const headers = headersOf(delivery.message);
   return {
     subject,

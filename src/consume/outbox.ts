@@ -29,7 +29,10 @@ export function createOutbox(
   function add(make: (id: string) => Promise<Outgoing>): Promise<void> {
     if (closed) {
       return Promise.reject(
-        new SortieError("timed-out", "The handler's time is over and its message will be retried: nothing is published any more"),
+        new SortieError(
+          "timed-out",
+          "The handler's time is over and its message will be retried: nothing is published any more",
+        ),
       );
     }
     const outgoing = make(derivedId(delivery, prepared.length));

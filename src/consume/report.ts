@@ -31,6 +31,11 @@ export type InvocationEvent = {
   readonly attempt: number;
 } & (
   | { readonly event: "retried"; readonly delayMs: number; readonly error: string }
-  | { readonly event: "dead-lettered"; readonly reason: DeadLetterReason; readonly deadLetter: string; readonly error: string }
+  | {
+      readonly event: "dead-lettered";
+      readonly reason: DeadLetterReason;
+      readonly deadLetter: string;
+      readonly error: string;
+    }
   | { readonly event: "unconfirmed"; readonly error: string }
 );

@@ -10,7 +10,11 @@ import { type Outcome, settle } from "./settle.ts";
  * handler is free for, so that every delivery is started when it arrives and the server's count of deliveries is the
  * count of attempts. Never throws: what went wrong is in the report.
  */
-export async function runConsumer(binding: Binding, shared: Circumstances, log: (event: InvocationEvent) => void): Promise<ConsumerReport> {
+export async function runConsumer(
+  binding: Binding,
+  shared: Circumstances,
+  log: (event: InvocationEvent) => void,
+): Promise<ConsumerReport> {
   const { consumer } = binding;
   const { connection, budget, now } = shared;
   const report: ConsumerReport = {
@@ -64,15 +68,16 @@ export async function runConsumer(binding: Binding, shared: Circumstances, log: 
   return report;
 
   function settleLater(delivery: Delivery, outcome: Outcome): void {
-    const settled = settle(connection, consumer, delivery, outcome, { now, by: budget.settleBy }).then(
-      (really) => count(delivery, really),
-      (error: unknown) => {
-        report.unconfirmed += 1;
-        log({ ...about(delivery, outcome), event: "unconfirmed", error: textOf(error) });
-      },
-    );
+    const settled = settle(connection, consumer, delivery, outcome, { now, by: budget.settleBy })
+      .then(
+        (really) => count(delivery, really),
+        (error: unknown) => {
+          report.unconfirmed += 1;
+          log({ ...about(delivery, outcome), event: "unconfirmed", error: textOf(error) });
+        },
+      )
+      .finally(() => settling.delete(settled));
     settling.add(settled);
-    settled.then(() => settling.delete(settled));
   }
 
   function count(delivery: Delivery, outcome: Outcome): void {

@@ -28,7 +28,8 @@ export async function settle(
   { now, by }: { now: () => number; by: number },
 ): Promise<Outcome> {
   const left = () => Math.max(1, by - now());
-  const settled = outcome.settlement.kind === "dead-letter" ? await deadLetter(outcome, outcome.settlement.reason) : outcome;
+  const settled =
+    outcome.settlement.kind === "dead-letter" ? await deadLetter(outcome, outcome.settlement.reason) : outcome;
   const confirmed = connection.request(delivery.ackSubject, wire(settled.settlement), { timeout: left() });
   await within(left(), "confirming a settlement", confirmed);
   return settled;

@@ -58,11 +58,17 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
   const { concurrency = 16, retry = { attempts: 5, backoff: exponential("1s", { max: "5m" }) }, deadLetter } = options;
   for (const [option, value] of Object.entries({ concurrency, "retry.attempts": retry.attempts })) {
     if (!Number.isInteger(value) || value < 1) {
-      throw new SortieError("invalid-definition", `${what}: expected ${option} to be a whole number from 1, got ${value}`);
+      throw new SortieError(
+        "invalid-definition",
+        `${what}: expected ${option} to be a whole number from 1, got ${value}`,
+      );
     }
   }
   if (typeof deadLetter !== "string" || !isLiteral(deadLetter)) {
-    throw new SortieError("invalid-definition", `${what}: expected deadLetter to be a subject without wildcards, got "${deadLetter}"`);
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected deadLetter to be a subject without wildcards, got "${deadLetter}"`,
+    );
   }
   if (filters.some((filter) => covers(filter, deadLetter))) {
     throw new SortieError(
@@ -71,7 +77,8 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     );
   }
   const ackWaitMs = toMs(options.ackWait ?? "30s", `${what}, ackWait`);
-  if (ackWaitMs < 1_000) throw new SortieError("invalid-definition", `${what}: expected ackWait of a second or more, got ${ackWaitMs} ms`);
+  if (ackWaitMs < 1_000)
+    throw new SortieError("invalid-definition", `${what}: expected ackWait of a second or more, got ${ackWaitMs} ms`);
   return {
     kind: "consumer",
     stream,

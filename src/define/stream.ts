@@ -64,16 +64,24 @@ export interface StreamDefinition<S extends Subjects = Subjects> {
  *   maxAge: "30d",
  * });
  */
-export function defineStream<const S extends Subjects = Record<never, never>>(name: string, options: StreamOptions<S>): StreamDefinition<S> {
+export function defineStream<const S extends Subjects = Record<never, never>>(
+  name: string,
+  options: StreamOptions<S>,
+): StreamDefinition<S> {
   const what = `Stream "${name}"`;
   assertName(name, what);
   const schemas = options.subjects ?? ({} as S);
   const subjects = [...Object.keys(schemas), ...(options.captures ?? [])];
-  if (subjects.length === 0) throw new SortieError("invalid-definition", `${what}: expected \`subjects\` or \`captures\`, got neither`);
+  if (subjects.length === 0)
+    throw new SortieError("invalid-definition", `${what}: expected \`subjects\` or \`captures\`, got neither`);
   for (const [index, subject] of subjects.entries()) {
     assertPattern(subject, what);
     const twin = subjects.find((other, at) => at !== index && covers(other, subject));
-    if (twin) throw new SortieError("invalid-definition", `${what}: "${twin}" already covers "${subject}"; leave one of them out`);
+    if (twin)
+      throw new SortieError(
+        "invalid-definition",
+        `${what}: "${twin}" already covers "${subject}"; leave one of them out`,
+      );
   }
   const retention = options.retention ?? "limits";
   if (!["limits", "workqueue"].includes(retention)) {

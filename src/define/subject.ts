@@ -20,7 +20,11 @@ export type Covers<Pattern extends string, Subject extends string> = Pattern ext
       ? false
       : CoversToken<Pattern, Subject>;
 
-type CoversToken<Pattern extends string, Token extends string> = Pattern extends "*" ? true : Token extends Pattern ? true : false;
+type CoversToken<Pattern extends string, Token extends string> = Pattern extends "*"
+  ? true
+  : Token extends Pattern
+    ? true
+    : false;
 
 /** Whether every subject that `subject` (which may be a pattern) stands for is matched by `pattern`. */
 export function covers(pattern: string, subject: string): boolean {

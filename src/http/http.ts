@@ -24,7 +24,13 @@ const maxRequestMs = 10_000;
 export function createHttp(app: App, options: HttpOptions): Hono {
   const http = new Hono();
   http.onError((error, c) => problemOf(c, error));
-  http.notFound((c) => problem(c, "not-found", `There is nothing at ${c.req.method} ${c.req.path}; messages go to POST /publish/{subject}`));
+  http.notFound((c) =>
+    problem(
+      c,
+      "not-found",
+      `There is nothing at ${c.req.method} ${c.req.path}; messages go to POST /publish/{subject}`,
+    ),
+  );
 
   const onMethodNotAllowed = (c: Context, methods: string[]) => {
     c.header("Allow", methods.join(", "));
@@ -38,7 +44,11 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     const given = /^Bearer +(\S+)$/i.exec(c.req.header("Authorization") ?? "")?.[1] ?? "";
     if (await timingSafeEqual(given, token)) return next();
     c.header("WWW-Authenticate", 'Bearer realm="publish"');
-    return problem(c, "unauthorized", "Expected the header `Authorization: Bearer <token>` with the token for publishing");
+    return problem(
+      c,
+      "unauthorized",
+      "Expected the header `Authorization: Bearer <token>` with the token for publishing",
+    );
   };
   const limit = bodyLimit({
     maxSize: maxBodyBytes,
@@ -46,7 +56,8 @@ export function createHttp(app: App, options: HttpOptions): Hono {
   });
   http.post("/publish/:subject", authorized, limit, async (c) => {
     const unknown = Object.keys(c.req.query());
-    if (unknown.length > 0) return problem(c, "invalid-request", `Expected no query parameters, got ${unknown.join(", ")}`);
+    if (unknown.length > 0)
+      return problem(c, "invalid-request", `Expected no query parameters, got ${unknown.join(", ")}`);
     const subject = c.req.param("subject");
     streamFor(app.streams, subject);
     const type = c.req.header("Content-Type") ?? "none";
@@ -55,7 +66,11 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     }
     const key = c.req.header("Idempotency-Key");
     if (key !== undefined && !/^[\x21-\x7e]{1,255}$/.test(key)) {
-      return problem(c, "invalid-request", "Expected Idempotency-Key to have 1 to 255 visible ASCII characters without spaces");
+      return problem(
+        c,
+        "invalid-request",
+        "Expected Idempotency-Key to have 1 to 255 visible ASCII characters without spaces",
+      );
     }
     const outgoing = await preparePayload(app.streams, subject, new Uint8Array(await c.req.arrayBuffer()));
 

@@ -3,7 +3,15 @@ import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { type ErrorCode, InvalidPayloadError, SortieError } from "../errors.ts";
 
 /** The types of problem that the HTTP surface answers with, beside those of `SortieError`. */
-type ProblemCode = ErrorCode | "unauthorized" | "unsupported-media-type" | "invalid-request" | "not-found" | "method-not-allowed" | "not-configured" | "internal";
+type ProblemCode =
+  | ErrorCode
+  | "unauthorized"
+  | "unsupported-media-type"
+  | "invalid-request"
+  | "not-found"
+  | "method-not-allowed"
+  | "not-configured"
+  | "internal";
 
 interface Problem {
   status: ContentfulStatusCode;
@@ -42,7 +50,8 @@ export function problem(c: Context, code: ProblemCode, detail: string, more: Rec
 
 /** The answer to an error: Sortie's own speak for themselves, all others stay in the log. */
 export function problemOf(c: Context, error: unknown) {
-  if (error instanceof InvalidPayloadError) return problem(c, "invalid-payload", error.message, { errors: error.issues });
+  if (error instanceof InvalidPayloadError)
+    return problem(c, "invalid-payload", error.message, { errors: error.issues });
   if (error instanceof SortieError && problems[error.code]) return problem(c, error.code, error.message);
   console.error(error);
   return problem(c, "internal", "The function's log has the error");

@@ -23,7 +23,10 @@ export interface ServerOptions {
 export async function connect(server: ServerOptions, ms: number): Promise<Connection> {
   const { host, user, pass, servers } = parseUrl(server.url);
   if (typeof WebSocket === "undefined") {
-    throw new SortieError("connection-failed", "This runtime has no WebSocket: Sortie needs Node 22 or newer, or a Worker");
+    throw new SortieError(
+      "connection-failed",
+      "This runtime has no WebSocket: Sortie needs Node 22 or newer, or a Worker",
+    );
   }
   const broken = Promise.withResolvers<never>();
   let socket: WebSocket | undefined;
@@ -84,10 +87,15 @@ function authenticator({ creds, token }: ServerOptions) {
  */
 function openSocket(url: string, broken: (error: Error) => void): WebSocket {
   const socket = new WebSocket(url);
-  socket.addEventListener("error", (event) => broken(new Error(("message" in event && event.message) || "connection refused")));
+  socket.addEventListener("error", (event) =>
+    broken(new Error(("message" in event && event.message) || "connection refused")),
+  );
   const close = socket.close.bind(socket);
   socket.close = (...reason) => {
-    const timer = setTimeout(() => socket.onclose?.({ wasClean: false, code: 1006, reason: "no answer to close" } as CloseEvent), 250);
+    const timer = setTimeout(
+      () => socket.onclose?.({ wasClean: false, code: 1006, reason: "no answer to close" } as CloseEvent),
+      250,
+    );
     socket.addEventListener("close", () => clearTimeout(timer));
     close(...reason);
   };

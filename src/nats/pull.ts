@@ -5,7 +5,7 @@ import { type Delivery, deliveryOf } from "./delivery.ts";
 import { within } from "./within.ts";
 
 /** How a pull ended: `more` may be waiting, or the consumer has nothing to give now. */
-export type PullEnd = "more" | "drained";
+type PullEnd = "more" | "drained";
 
 export interface Puller {
   /**
@@ -30,7 +30,9 @@ export function openPuller(
   const what = `Consumer "${consumer}" of stream "${stream}"`;
   const prefix = createInbox();
   let pulls = 0;
-  let current: { subject: string; batch: number; received: number; end: (end: PullEnd | SortieError) => void } | undefined;
+  let current:
+    | { subject: string; batch: number; received: number; end: (end: PullEnd | SortieError) => void }
+    | undefined;
 
   const subscription = connection.subscribe(`${prefix}.*`, {
     callback: (error, message) => {
@@ -41,7 +43,9 @@ export function openPuller(
         current.received += 1;
         if (current.received === current.batch) current.end("more");
       } else if (current && (error || message.subject === current.subject)) {
-        const end = error ? new SortieError("connection-lost", `${what}: ${error.message}`) : statusOf(message, current.received, what);
+        const end = error
+          ? new SortieError("connection-lost", `${what}: ${error.message}`)
+          : statusOf(message, current.received, what);
         if (end) current.end(end);
       }
     },
@@ -113,6 +117,8 @@ async function explainSilence(
     const { error } = (await within(ms, "looking the consumer up", looked)).json<{ error?: { code: number } }>();
     return error?.code === 404 ? missing(`Consumer "${consumer}" of stream "${stream}"`, silence) : silence;
   } catch (error) {
-    return new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${error}`, { cause: error });
+    return new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${error}`, {
+      cause: error,
+    });
   }
 }

@@ -38,7 +38,11 @@ export async function apply(connection: Connection, { streams, consumers }: Defi
   for (const definition of consumers) {
     const { name, stream } = definition;
     await assertDeadLettersStored(jsm, streams, definition);
-    const step = planConsumer(definition, await found(jsm.consumers.info(stream.name, name).then(({ config }) => config)), can);
+    const step = planConsumer(
+      definition,
+      await found(jsm.consumers.info(stream.name, name).then(({ config }) => config)),
+      can,
+    );
     const [create, update] = [
       () => jsm.consumers.add(stream.name, step.config),
       () => jsm.consumers.update(stream.name, name, step.config),
@@ -58,18 +62,29 @@ async function carryOut<Config extends Partial<StreamConfig> | Partial<ConsumerC
   if (action === "none") return { kind, name, action, changes };
   try {
     const { config: got } = await (action === "create" ? create() : update());
-    const dropped = Object.keys(config).filter((key) => config[key as keyof Config] === true && !(got as Config)[key as keyof Config]);
+    const dropped = Object.keys(config).filter(
+      (key) => config[key as keyof Config] === true && !(got as Config)[key as keyof Config],
+    );
     if (dropped.length > 0) {
-      throw new SortieError("provision-refused", `The server ignored ${dropped.join(", ")}: it is older than the one Sortie is connected to`);
+      throw new SortieError(
+        "provision-refused",
+        `The server ignored ${dropped.join(", ")}: it is older than the one Sortie is connected to`,
+      );
     }
     return { kind, name, action, changes };
   } catch (error) {
     if (!(error instanceof JetStreamApiError)) throw error;
-    throw new SortieError("provision-refused", `The server refused to ${action} ${kind} "${name}": ${error.message}`, { cause: error });
+    throw new SortieError("provision-refused", `The server refused to ${action} ${kind} "${name}": ${error.message}`, {
+      cause: error,
+    });
   }
 }
 
-async function assertDeadLettersStored(jsm: JetStreamManager, streams: readonly StreamDefinition[], { name, deadLetter }: ConsumerDefinition): Promise<void> {
+async function assertDeadLettersStored(
+  jsm: JetStreamManager,
+  streams: readonly StreamDefinition[],
+  { name, deadLetter }: ConsumerDefinition,
+): Promise<void> {
   if (streams.some(({ subjects }) => subjects.some((subject) => covers(subject, deadLetter)))) return;
   if (await found(jsm.streams.find(deadLetter))) return;
   throw new SortieError(

@@ -1,4 +1,12 @@
-import { AckPolicy, type ConsumerConfig, DeliverPolicy, DiscardPolicy, RetentionPolicy, StorageType, type StreamConfig } from "@nats-io/jetstream";
+import {
+  AckPolicy,
+  type ConsumerConfig,
+  DeliverPolicy,
+  DiscardPolicy,
+  RetentionPolicy,
+  StorageType,
+  type StreamConfig,
+} from "@nats-io/jetstream";
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
@@ -28,7 +36,11 @@ const ns = (ms: number) => ms * 1_000_000;
  * What it takes to make a stream as defined; settings that a definition does not have are left as they are.
  * @throws SortieError `provision-refused` for a change that the server cannot make, or that would delete stored messages.
  */
-export function planStream(definition: StreamDefinition, current: StreamConfig | undefined, can: ServerAbilities): Step<OwnedStreamConfig> {
+export function planStream(
+  definition: StreamDefinition,
+  current: StreamConfig | undefined,
+  can: ServerAbilities,
+): Step<OwnedStreamConfig> {
   const schedules = definition.schedules && can.schedules;
   const wanted: OwnedStreamConfig = {
     name: definition.name,
@@ -44,11 +56,17 @@ export function planStream(definition: StreamDefinition, current: StreamConfig |
   };
   const step = compare(wanted, current);
   if (current && step.action === "update") refuseLoss(definition.name, wanted, current);
-  return step.action === "create" ? { ...step, config: { ...wanted, allow_direct: true, discard: DiscardPolicy.Old } } : step;
+  return step.action === "create"
+    ? { ...step, config: { ...wanted, allow_direct: true, discard: DiscardPolicy.Old } }
+    : step;
 }
 
 /** What it takes to make a consumer as defined. Throws `provision-refused` for what the server is too old for. */
-export function planConsumer(definition: ConsumerDefinition, current: ConsumerConfig | undefined, can: ServerAbilities): Step<OwnedConsumerConfig> {
+export function planConsumer(
+  definition: ConsumerDefinition,
+  current: ConsumerConfig | undefined,
+  can: ServerAbilities,
+): Step<OwnedConsumerConfig> {
   const [first, ...others] = definition.filters;
   if (others.length > 0 && !can.manyFilters) {
     throw new SortieError(
@@ -66,7 +84,8 @@ export function planConsumer(definition: ConsumerDefinition, current: ConsumerCo
   };
   const step = compare(wanted, current);
   // the client merges an update into what the server has, which must not end with both kinds of filter
-  if (step.action === "update") Object.assign(step.config, { [others.length === 0 ? "filter_subjects" : "filter_subject"]: undefined });
+  if (step.action === "update")
+    Object.assign(step.config, { [others.length === 0 ? "filter_subjects" : "filter_subject"]: undefined });
   return step.action === "create" ? { ...step, config: { ...wanted, deliver_policy: DeliverPolicy.All } } : step;
 }
 
@@ -94,7 +113,10 @@ function refuseLoss(name: string, wanted: OwnedStreamConfig, current: StreamConf
     }
   }
   for (const key of ["max_age", "max_msgs", "max_bytes"] as const) {
-    const [from, to] = [current[key] > 0 ? current[key] : Infinity, (wanted[key] ?? 0) > 0 ? (wanted[key] as number) : Infinity];
+    const [from, to] = [
+      current[key] > 0 ? current[key] : Infinity,
+      (wanted[key] ?? 0) > 0 ? (wanted[key] as number) : Infinity,
+    ];
     if (to < from) {
       throw new SortieError(
         "provision-refused",

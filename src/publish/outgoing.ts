@@ -1,5 +1,5 @@
-import { isLiteral } from "../define/subject.ts";
 import { type StreamDefinition, schemaOf } from "../define/stream.ts";
+import { isLiteral } from "../define/subject.ts";
 import { SortieError } from "../errors.ts";
 import { decode, encode, validate } from "../schema.ts";
 
@@ -19,7 +19,10 @@ export function streamFor(streams: readonly StreamDefinition[], subject: string)
   const stream = isLiteral(subject) ? streams.find((stream) => schemaOf(stream, subject)) : undefined;
   if (stream) return stream;
   const known = streams.flatMap((stream) => Object.keys(stream.schemas)).join(", ");
-  throw new SortieError("unknown-subject", `No stream of this app has a schema for "${subject}". It knows: ${known || "no subject at all"}`);
+  throw new SortieError(
+    "unknown-subject",
+    `No stream of this app has a schema for "${subject}". It knows: ${known || "no subject at all"}`,
+  );
 }
 
 /**
@@ -31,7 +34,11 @@ export function prepare(streams: readonly StreamDefinition[], subject: string, v
 }
 
 /** As `prepare`, for a payload that is JSON already; it is stored byte for byte. */
-export async function preparePayload(streams: readonly StreamDefinition[], subject: string, payload: Uint8Array): Promise<Outgoing> {
+export async function preparePayload(
+  streams: readonly StreamDefinition[],
+  subject: string,
+  payload: Uint8Array,
+): Promise<Outgoing> {
   const stream = streamFor(streams, subject);
   const schema = schemaOf(stream, subject);
   if (schema) await validate(subject, schema, decode(subject, payload));

@@ -34,7 +34,11 @@ export async function publish(connection: Connection, outgoing: Outgoing, ms: nu
       ...(id && { msgID: id }),
       ...(stream && { expect: { streamName: stream } }),
     };
-    const ack = await within(ms, `publishing to "${subject}"`, publisherOn(connection).publish(subject, payload, options));
+    const ack = await within(
+      ms,
+      `publishing to "${subject}"`,
+      publisherOn(connection).publish(subject, payload, options),
+    );
     return { stream: ack.stream, sequence: ack.seq, duplicate: ack.duplicate };
   } catch (error) {
     throw explain(error, stream, subject);
@@ -63,7 +67,8 @@ function explain(error: unknown, stream: string | undefined, subject: string): S
     );
   }
   const reason = error instanceof Error ? error.message || error.name : String(error);
-  if (error instanceof Error && error.name === "JetStreamApiError") return new SortieError("stream-refused", `${what} was refused: ${reason}`, { cause: error });
+  if (error instanceof Error && error.name === "JetStreamApiError")
+    return new SortieError("stream-refused", `${what} was refused: ${reason}`, { cause: error });
   if (error instanceof Error && (error.name === "TimeoutError" || ("code" in error && error.code === "TIMEOUT"))) {
     return new SortieError("timed-out", `${what} was not confirmed in time`, { cause: error });
   }

@@ -17,7 +17,11 @@ export interface ReleaseReport {
  * schedules has them switched on. Answers how many are waiting.
  * @throws SortieError `schedule-refused` where schedules would not be released, with what to do.
  */
-export async function release(connection: Connection, streams: readonly StreamDefinition[], ms: number): Promise<ReleaseReport> {
+export async function release(
+  connection: Connection,
+  streams: readonly StreamDefinition[],
+  ms: number,
+): Promise<ReleaseReport> {
   const jsm = await managerOn(connection);
   const counted = streams
     .filter((stream) => stream.schedules)

@@ -1,5 +1,5 @@
-import { type Duration, toMs } from "../duration.ts";
 import type { StreamDefinition } from "../define/stream.ts";
+import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { serverIsAtLeast } from "../nats/jetstream.ts";
@@ -60,7 +60,10 @@ function dueAt(when: When, now: number, what: string): Date {
   }
   const at = when.in === undefined ? new Date(when.at) : new Date(now + toMs(when.in, what));
   if (Number.isNaN(at.getTime())) {
-    throw new SortieError("invalid-option", `${what}: expected \`at\` to be a Date or an RFC 3339 time, got ${JSON.stringify(when.at)}`);
+    throw new SortieError(
+      "invalid-option",
+      `${what}: expected \`at\` to be a Date or an RFC 3339 time, got ${JSON.stringify(when.at)}`,
+    );
   }
   return at;
 }

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -33,7 +33,10 @@ export interface NatsServerOptions {
  * @example
  * await using server = await startNatsServer();
  */
-export async function startNatsServer({ binary = "nats-server", config = "" }: NatsServerOptions = {}): Promise<NatsServer> {
+export async function startNatsServer({
+  binary = "nats-server",
+  config = "",
+}: NatsServerOptions = {}): Promise<NatsServer> {
   const home = await mkdtemp(join(tmpdir(), "sortie-nats-"));
   let child: ChildProcess;
   let ports = { tcp: -1, ws: -1 };
@@ -68,7 +71,10 @@ export async function startNatsServer({ binary = "nats-server", config = "" }: N
       }
       await sleep(10);
     }
-    const { nats, websocket } = JSON.parse(await readFile(portsFile(), "utf8")) as Record<"nats" | "websocket", string[]>;
+    const { nats, websocket } = JSON.parse(await readFile(portsFile(), "utf8")) as Record<
+      "nats" | "websocket",
+      string[]
+    >;
     ports = { tcp: portOf(nats), ws: portOf(websocket) };
   }
 
@@ -87,12 +93,10 @@ export async function startNatsServer({ binary = "nats-server", config = "" }: N
 
   function killNow(): void {
     child.kill("SIGKILL");
+    rmSync(home, { recursive: true, force: true });
   }
 
-  await start().catch(async (error) => {
-    await rm(home, { recursive: true, force: true });
-    throw error;
-  });
+  await start();
   return {
     get url() {
       return `ws://127.0.0.1:${ports.ws}`;

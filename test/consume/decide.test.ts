@@ -18,7 +18,12 @@ describe("what becomes of a failure", () => {
     ["a non-retriable one", new NonRetriableError("x"), 1, { kind: "dead-letter", reason: "non-retriable" }],
     ["a subclass of it", new CardDeclined("x"), 1, { kind: "dead-letter", reason: "non-retriable" }],
     ["one that says when", new RetryAfterError("x", "30s"), 1, { kind: "retry", delayMs: 30_000 }],
-    ["one that says when, the last", new RetryAfterError("x", "30s"), 3, { kind: "dead-letter", reason: "attempts-exhausted" }],
+    [
+      "one that says when, the last",
+      new RetryAfterError("x", "30s"),
+      3,
+      { kind: "dead-letter", reason: "attempts-exhausted" },
+    ],
     ["something that is no error", "text", 1, { kind: "retry", delayMs: 1_000 }],
     ["nothing at all", undefined, 1, { kind: "retry", delayMs: 1_000 }],
   ])("%s", (_, error, attempt, settlement) => {
@@ -29,7 +34,14 @@ describe("what becomes of a failure", () => {
 describe("a budget", () => {
   it.each([100, 1_000, 15_000, 900_000])("of %d ms keeps its parts in order, and all before the deadline", (total) => {
     const budget = planBudget(1_000_000, 1_000_000 + total);
-    const points = [1_000_000 + budget.connectMs, budget.stopAt, budget.abandonAt, budget.publishBy, budget.settleBy, 1_000_000 + total];
+    const points = [
+      1_000_000 + budget.connectMs,
+      budget.stopAt,
+      budget.abandonAt,
+      budget.publishBy,
+      budget.settleBy,
+      1_000_000 + total,
+    ];
     expect(points).toEqual(points.toSorted((a, b) => a - b));
     expect(new Set(points).size).toBe(points.length);
   });

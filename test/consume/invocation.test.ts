@@ -2,14 +2,27 @@ import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import type { App } from "../../src/app.ts";
 import { deadLetterHeaders } from "../../src/dead-letter/store.ts";
-import { type ConsumerOptions, createApp, defineConsumer, defineStream, fixed, NonRetriableError, RetryAfterError, type Schema } from "../../src/index.ts";
-import { startSystem, type System } from "../support/system.ts";
+import {
+  type ConsumerOptions,
+  createApp,
+  defineConsumer,
+  defineStream,
+  fixed,
+  NonRetriableError,
+  RetryAfterError,
+  type Schema,
+} from "../../src/index.ts";
+import { type System, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number() });
-const jobs = defineStream("JOBS", { subjects: { "jobs.a": Job, "jobs.b": Job, "results.a": Job }, retention: "workqueue" });
+const jobs = defineStream("JOBS", {
+  subjects: { "jobs.a": Job, "jobs.b": Job, "results.a": Job },
+  retention: "workqueue",
+});
 const dead = defineStream("DEAD", { captures: ["dead.>"] });
 const base = { filter: "jobs.a", deadLetter: "dead.jobs", retry: { attempts: 3, backoff: fixed(20) } } as const;
-const consumer = (options: Partial<ConsumerOptions<"jobs.a">> = {}) => defineConsumer(jobs, "worker", { ...base, ...options });
+const consumer = (options: Partial<ConsumerOptions<"jobs.a">> = {}) =>
+  defineConsumer(jobs, "worker", { ...base, ...options });
 const create = () => createApp({ streams: [jobs, dead] });
 
 let system: System;
@@ -22,7 +35,9 @@ async function start(app: App) {
 
 async function deadLetters() {
   const { messages } = (await system.jsm.streams.info("DEAD")).state;
-  return Promise.all(Array.from({ length: messages }, (_, index) => system.jsm.streams.getMessage("DEAD", { seq: index + 1 })));
+  return Promise.all(
+    Array.from({ length: messages }, (_, index) => system.jsm.streams.getMessage("DEAD", { seq: index + 1 })),
+  );
 }
 
 async function left(stream = "JOBS") {
@@ -37,7 +52,17 @@ describe("a message that is handled", () => {
     await publish("jobs.a", { n: 2 });
     const { consumers, ms } = await invoke();
     expect(consumers).toEqual([
-      { stream: "JOBS", consumer: "worker", pulled: 2, acked: 2, retried: 0, deadLettered: 0, returned: 0, unconfirmed: 0, ended: "drained" },
+      {
+        stream: "JOBS",
+        consumer: "worker",
+        pulled: 2,
+        acked: 2,
+        retried: 0,
+        deadLettered: 0,
+        returned: 0,
+        unconfirmed: 0,
+        ended: "drained",
+      },
     ]);
     expect(ms).toBeLessThan(5_000);
     expect(seen).toMatchObject([
@@ -75,7 +100,10 @@ describe("a message that is handled", () => {
       }),
     );
     await publish("jobs.a", { n: 1 });
-    const [first] = await Promise.all([invoke(), new Promise((resolve) => setTimeout(resolve, 1_800)).then(() => invoke())]);
+    const [first] = await Promise.all([
+      invoke(),
+      new Promise((resolve) => setTimeout(resolve, 1_800)).then(() => invoke()),
+    ]);
     expect(first.consumers[0]).toMatchObject({ acked: 1, unconfirmed: 0 });
     expect(starts).toBe(1);
   });
@@ -126,7 +154,9 @@ describe("a handler that throws", () => {
     expect(others).toEqual([]);
     expect(letter?.subject).toBe("dead.jobs");
     expect(letter?.json()).toEqual({ n: 7 });
-    const story = Object.fromEntries(Object.entries(deadLetterHeaders).map(([key, name]) => [key, letter?.header.get(name)]));
+    const story = Object.fromEntries(
+      Object.entries(deadLetterHeaders).map(([key, name]) => [key, letter?.header.get(name)]),
+    );
     expect(story).toMatchObject({
       reason: "attempts-exhausted",
       error: "Error: l\\u00ednea 1 line 2",
@@ -160,13 +190,25 @@ describe("a message that cannot be read", () => {
     let starts = 0;
     const all = defineConsumer(jobs, "worker", { ...base, filter: "jobs.a" });
     const { js, invoke } = await start(create().on(all, () => void starts++));
-    const payloads = [new Uint8Array([0xff, 0xfe]), new TextEncoder().encode("{"), new Uint8Array(), new TextEncoder().encode('{"n":"1"}')];
+    const payloads = [
+      new Uint8Array([0xff, 0xfe]),
+      new TextEncoder().encode("{"),
+      new Uint8Array(),
+      new TextEncoder().encode('{"n":"1"}'),
+    ];
     for (const payload of payloads) await js.publish("jobs.a", payload);
     expect((await invoke()).consumers[0]).toMatchObject({ pulled: 4, deadLettered: 4 });
     const letters = await deadLetters();
-    const bySequence = letters.toSorted((a, b) => Number(a?.header.get("Sortie-Sequence")) - Number(b?.header.get("Sortie-Sequence")));
+    const bySequence = letters.toSorted(
+      (a, b) => Number(a?.header.get("Sortie-Sequence")) - Number(b?.header.get("Sortie-Sequence")),
+    );
     expect(bySequence.map((letter) => letter?.data)).toEqual(payloads);
-    expect(bySequence.map((letter) => letter?.header.get("Sortie-Reason"))).toEqual(["undecodable", "undecodable", "undecodable", "invalid"]);
+    expect(bySequence.map((letter) => letter?.header.get("Sortie-Reason"))).toEqual([
+      "undecodable",
+      "undecodable",
+      "undecodable",
+      "invalid",
+    ]);
     expect(bySequence.at(-1)?.header.get("Sortie-Error")).toMatch(/n: .*expected number/);
     expect(starts).toBe(0);
     expect(await left()).toBe(0);
@@ -211,7 +253,11 @@ describe("a message that cannot be read", () => {
 
 describe("dead-lettering", () => {
   it("works within the same stream", async () => {
-    const stream = defineStream("ONE", { subjects: { "one.job": Job }, captures: ["one.dead"], retention: "workqueue" });
+    const stream = defineStream("ONE", {
+      subjects: { "one.job": Job },
+      captures: ["one.dead"],
+      retention: "workqueue",
+    });
     const worker = defineConsumer(stream, "worker", { deadLetter: "one.dead" });
     const { publish, invoke } = await start(
       createApp({ streams: [stream] }).on(worker, () => {
@@ -273,16 +319,29 @@ describe("what a handler publishes", () => {
   });
 
   it("is stored once even where the ack was lost after it", async () => {
-    const { publish, invoke, settle } = await start(create().on(consumer({ ackWait: "1s" }), (_, context) => context.publish("results.a", { n: 1 })));
+    const { publish, invoke, settle } = await start(
+      create().on(consumer({ ackWait: "1s" }), (_, context) => context.publish("results.a", { n: 1 })),
+    );
     await publish("jobs.a", { n: 1 });
     const deaf = await system.connect(); // publishes go through, settlements never
-    const request: typeof deaf.request = (subject, ...rest) => (subject.startsWith("$JS.ACK") ? new Promise(() => {}) : deaf.request(subject, ...rest));
-    const connection = { publish: deaf.publish.bind(deaf), subscribe: deaf.subscribe.bind(deaf), flush: () => deaf.flush(), close: () => deaf.close(), info: deaf.info, request, options: (deaf as unknown as { options: object }).options };
+    const request: typeof deaf.request = (subject, ...rest) =>
+      subject.startsWith("$JS.ACK") ? new Promise(() => {}) : deaf.request(subject, ...rest);
+    const connection = {
+      publish: deaf.publish.bind(deaf),
+      subscribe: deaf.subscribe.bind(deaf),
+      flush: () => deaf.flush(),
+      close: () => deaf.close(),
+      info: deaf.info,
+      request,
+      options: (deaf as unknown as { options: object }).options,
+    };
     const { consumers } = await invoke({ connect: async () => connection as typeof deaf, budgetMs: 2_000 });
     expect(consumers[0]).toMatchObject({ acked: 0, unconfirmed: 1 });
     await expect.poll(async () => (await invoke()).consumers[0]?.acked, { timeout: 10_000 }).toBe(1);
     await settle();
-    expect((await system.jsm.streams.info("JOBS", { subjects_filter: ">" })).state.subjects).toEqual({ "results.a": 1 });
+    expect((await system.jsm.streams.info("JOBS", { subjects_filter: ">" })).state.subjects).toEqual({
+      "results.a": 1,
+    });
   });
 
   it("fails the message where it is refused, also where the handler did not wait for it", async () => {
@@ -294,7 +353,10 @@ describe("what a handler publishes", () => {
     await publish("jobs.a", { n: 1 });
     await settle();
     expect(events.map(({ event }) => event)).toEqual(["retried", "retried", "dead-lettered"]);
-    expect(events[2]).toMatchObject({ reason: "attempts-exhausted", error: expect.stringContaining('schema of "results.a"') });
+    expect(events[2]).toMatchObject({
+      reason: "attempts-exhausted",
+      error: expect.stringContaining('schema of "results.a"'),
+    });
   });
 });
 
@@ -337,12 +399,19 @@ describe("time", () => {
 describe("what is not there", () => {
   it("is an error that names the command to run, for each consumer, while the others go on", async () => {
     const other = defineConsumer(jobs, "other", { ...base, filter: "jobs.b" as "jobs.a" });
-    const { publish, invoke } = await start(create().on(consumer(), () => {}).on(other, () => {}));
+    const { publish, invoke } = await start(
+      create()
+        .on(consumer(), () => {})
+        .on(other, () => {}),
+    );
     await system.jsm.consumers.delete("JOBS", "other");
     await publish("jobs.a", { n: 1 });
     const { consumers } = await invoke();
     expect(consumers[0]).toMatchObject({ acked: 1, ended: "drained" });
-    expect(consumers[1]).toMatchObject({ ended: "failed", error: expect.stringMatching(/"other" of stream "JOBS" does not exist.*npx sortie apply/) });
+    expect(consumers[1]).toMatchObject({
+      ended: "failed",
+      error: expect.stringMatching(/"other" of stream "JOBS" does not exist.*npx sortie apply/),
+    });
     await system.jsm.streams.delete("JOBS");
     expect((await invoke()).consumers.map(({ ended }) => ended)).toEqual(["failed", "failed"]);
   });

@@ -8,7 +8,13 @@ import { defineConsumer, defineStream } from "../../src/index.ts";
 const Order = z.object({ orderId: z.string() });
 
 describe("durations", () => {
-  it.each([["250ms", 250], ["30s", 30_000], ["1.5h", 5_400_000], ["7d", 604_800_000], [5, 5]] as const)("%s is %d ms", (text, ms) => {
+  it.each([
+    ["250ms", 250],
+    ["30s", 30_000],
+    ["1.5h", 5_400_000],
+    ["7d", 604_800_000],
+    [5, 5],
+  ] as const)("%s is %d ms", (text, ms) => {
     expect(toMs(text, "x")).toBe(ms);
   });
 
@@ -43,7 +49,11 @@ describe("subjects", () => {
 
 describe("defineStream", () => {
   it("is data with the server's units in the names", () => {
-    const orders = defineStream("ORDERS", { subjects: { "orders.placed": Order }, captures: ["audit.>"], maxAge: "1m" });
+    const orders = defineStream("ORDERS", {
+      subjects: { "orders.placed": Order },
+      captures: ["audit.>"],
+      maxAge: "1m",
+    });
     expect(orders).toMatchObject({
       name: "ORDERS",
       subjects: ["orders.placed", "audit.>"],
@@ -52,15 +62,30 @@ describe("defineStream", () => {
       duplicateWindowMs: 60_000,
       schedules: true,
     });
-    expect(JSON.parse(JSON.stringify(defineStream("DEAD", { captures: ["dead.>"] })))).toMatchObject({ schedules: false, maxAgeMs: 0 });
+    expect(JSON.parse(JSON.stringify(defineStream("DEAD", { captures: ["dead.>"] })))).toMatchObject({
+      schedules: false,
+      maxAgeMs: 0,
+    });
   });
 
   it.each([
     ["a name with a dot", () => defineStream("a.b", { captures: ["a"] }), /expected a name without/],
     ["no subject", () => defineStream("A", {}), /expected `subjects` or `captures`, got neither/],
-    ["overlapping subjects", () => defineStream("A", { subjects: { "a.*": Order, "a.b": Order } }), /"a.\*" already covers "a.b"/],
-    ["a longer duplicate window than age", () => defineStream("A", { captures: ["a"], maxAge: "1s", duplicateWindow: "2s" }), /must not be longer than maxAge/],
-    ["interest retention", () => defineStream("A", { captures: ["a"], retention: "interest" as "limits" }), /drops what is published while no consumer exists/],
+    [
+      "overlapping subjects",
+      () => defineStream("A", { subjects: { "a.*": Order, "a.b": Order } }),
+      /"a.\*" already covers "a.b"/,
+    ],
+    [
+      "a longer duplicate window than age",
+      () => defineStream("A", { captures: ["a"], maxAge: "1s", duplicateWindow: "2s" }),
+      /must not be longer than maxAge/,
+    ],
+    [
+      "interest retention",
+      () => defineStream("A", { captures: ["a"], retention: "interest" as "limits" }),
+      /drops what is published while no consumer exists/,
+    ],
   ])("refuses %s", (_, define, message) => {
     expect(define).toThrow(message);
   });
@@ -82,13 +107,33 @@ describe("defineConsumer", () => {
   });
 
   it.each([
-    ["an unknown filter", { filter: "nope" as "orders.placed", deadLetter }, /the filter "nope" matches no subject.*orders.placed, orders.reminder/],
-    ["a filter on what has no schema", { filter: "dead.>" as "orders.placed", deadLetter }, /matches no subject that the stream has a schema for/],
+    [
+      "an unknown filter",
+      { filter: "nope" as "orders.placed", deadLetter },
+      /the filter "nope" matches no subject.*orders.placed, orders.reminder/,
+    ],
+    [
+      "a filter on what has no schema",
+      { filter: "dead.>" as "orders.placed", deadLetter },
+      /matches no subject that the stream has a schema for/,
+    ],
     ["its own dead letters", { deadLetter: "orders.placed" }, /catches its own deadLetter subject/],
-    ["no dead-letter subject", { deadLetter: undefined as unknown as string }, /expected deadLetter to be a subject without wildcards, got "undefined"/],
-    ["a wildcard dead-letter subject", { deadLetter: "dead.>" }, /expected deadLetter to be a subject without wildcards/],
+    [
+      "no dead-letter subject",
+      { deadLetter: undefined as unknown as string },
+      /expected deadLetter to be a subject without wildcards, got "undefined"/,
+    ],
+    [
+      "a wildcard dead-letter subject",
+      { deadLetter: "dead.>" },
+      /expected deadLetter to be a subject without wildcards/,
+    ],
     ["no concurrency", { deadLetter, concurrency: 0 }, /expected concurrency to be a whole number from 1, got 0/],
-    ["no attempts", { deadLetter, retry: { attempts: 0, backoff: fixed("1s") } }, /expected retry.attempts to be a whole number from 1, got 0/],
+    [
+      "no attempts",
+      { deadLetter, retry: { attempts: 0, backoff: fixed("1s") } },
+      /expected retry.attempts to be a whole number from 1, got 0/,
+    ],
     ["an ack-wait of nothing", { deadLetter, ackWait: "10ms" as const }, /expected ackWait of a second or more/],
   ])("refuses %s", (_, options, message) => {
     expect(() => defineConsumer(orders, "c", options)).toThrow(message);
@@ -98,7 +143,9 @@ describe("defineConsumer", () => {
 describe("backoff", () => {
   it("grows to its maximum and stays there", () => {
     const backoff = exponential("1s", { max: "10s" });
-    expect([1, 2, 3, 4, 5, 6, 2_000].map((attempt) => backoffMs(backoff, attempt))).toEqual([1e3, 2e3, 4e3, 8e3, 10e3, 10e3, 10e3]);
+    expect([1, 2, 3, 4, 5, 6, 2_000].map((attempt) => backoffMs(backoff, attempt))).toEqual([
+      1e3, 2e3, 4e3, 8e3, 10e3, 10e3, 10e3,
+    ]);
     expect(backoffMs(fixed("3s"), 7)).toBe(3_000);
   });
 

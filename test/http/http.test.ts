@@ -4,10 +4,13 @@ import { createHttp } from "../../src/http/http.ts";
 import { createApp, defineStream } from "../../src/index.ts";
 import { connect } from "../../src/nats/connection.ts";
 import { silent, startPeer } from "../support/peers.ts";
-import { startSystem, type System } from "../support/system.ts";
+import { type System, startSystem } from "../support/system.ts";
 
 const orders = defineStream("ORDERS", {
-  subjects: { "orders.placed": z.object({ orderId: z.string(), items: z.array(z.object({ price: z.number() })).default([]) }), "notes.*": z.string() },
+  subjects: {
+    "orders.placed": z.object({ orderId: z.string(), items: z.array(z.object({ price: z.number() })).default([]) }),
+    "notes.*": z.string(),
+  },
   captures: ["dead.>"],
 });
 const unapplied = defineStream("UNAPPLIED", { subjects: { "unapplied.x": z.string() } });
@@ -22,7 +25,11 @@ afterAll(() => system[Symbol.asyncDispose]());
 function httpWith(options: { url?: string; token?: string | undefined } = {}) {
   const { url = system.server.url } = options;
   const token = "token" in options ? options.token : "s3cret";
-  return createHttp(app, { connect: (_c, ms) => connect({ url }, ms), publishToken: () => token, remaining: () => 2_000 });
+  return createHttp(app, {
+    connect: (_c, ms) => connect({ url }, ms),
+    publishToken: () => token,
+    remaining: () => 2_000,
+  });
 }
 
 interface Asked {
@@ -33,7 +40,13 @@ interface Asked {
   query?: string;
 }
 
-async function post({ subject = "orders.placed", body = '{"orderId":"1"}', headers = {}, http = httpWith(), query = "" }: Asked = {}) {
+async function post({
+  subject = "orders.placed",
+  body = '{"orderId":"1"}',
+  headers = {},
+  http = httpWith(),
+  query = "",
+}: Asked = {}) {
   const response = await http.request(`/publish/${subject}${query}`, {
     method: "POST",
     headers: { Authorization: "Bearer s3cret", "Content-Type": "application/json", ...headers },
@@ -50,7 +63,10 @@ describe("POST /publish/{subject}", () => {
   it("stores the payload byte for byte and says where", async () => {
     const body = '{ "orderId": "é",  "big": 12345678901234567890 }';
     const { status, answer } = await post({ body });
-    expect({ status, answer }).toEqual({ status: 202, answer: { stream: "ORDERS", sequence: expect.any(Number), duplicate: false } });
+    expect({ status, answer }).toEqual({
+      status: 202,
+      answer: { stream: "ORDERS", sequence: expect.any(Number), duplicate: false },
+    });
     const message = await system.jsm.streams.getMessage("ORDERS", { seq: answer.sequence as number });
     expect(message?.subject).toBe("orders.placed");
     expect(message?.string()).toBe(body);
@@ -65,32 +81,84 @@ describe("POST /publish/{subject}", () => {
   });
 
   it("takes subjects of a pattern, and JSON under its other names", async () => {
-    expect((await post({ subject: "notes.eu", body: '"hi"', headers: { "Content-Type": "application/vnd.x+json; charset=utf-8" } })).status).toBe(202);
+    expect(
+      (
+        await post({
+          subject: "notes.eu",
+          body: '"hi"',
+          headers: { "Content-Type": "application/vnd.x+json; charset=utf-8" },
+        })
+      ).status,
+    ).toBe(202);
   });
 
   it.each<[string, number, string, Asked, RegExp]>([
     ["no token", 401, "unauthorized", { headers: { Authorization: "" } }, /Authorization: Bearer <token>/],
     ["a wrong token", 401, "unauthorized", { headers: { Authorization: "Bearer s3cre" } }, /Bearer/],
     ["another scheme", 401, "unauthorized", { headers: { Authorization: "Basic s3cret" } }, /Bearer/],
-    ["an unknown subject", 404, "unknown-subject", { subject: "orders.cancelled" }, /"orders.cancelled".*orders.placed, notes.\*/],
+    [
+      "an unknown subject",
+      404,
+      "unknown-subject",
+      { subject: "orders.cancelled" },
+      /"orders.cancelled".*orders.placed, notes.\*/,
+    ],
     ["a subject that is only captured", 404, "unknown-subject", { subject: "dead.x" }, /No stream of this app/],
     ["a wildcard", 404, "unknown-subject", { subject: "notes.*" }, /No stream/],
     ["a subject with spaces", 404, "unknown-subject", { subject: "notes.a%20b" }, /No stream/],
     ["a subject with a line break", 404, "unknown-subject", { subject: "notes.a%0D%0APUB" }, /No stream/],
-    ["another media type", 415, "unsupported-media-type", { headers: { "Content-Type": "text/plain" } }, /application\/json, got text\/plain/],
+    [
+      "another media type",
+      415,
+      "unsupported-media-type",
+      { headers: { "Content-Type": "text/plain" } },
+      /application\/json, got text\/plain/,
+    ],
     ["a malformed key", 400, "invalid-request", { headers: { "Idempotency-Key": "a b" } }, /visible ASCII/],
     ["a key that is too long", 400, "invalid-request", { headers: { "Idempotency-Key": "k".repeat(256) } }, /1 to 255/],
     ["an unknown query parameter", 400, "invalid-request", { query: "?delay=30s" }, /no query parameters, got delay/],
     ["no JSON", 422, "invalid-payload", { body: "{" }, /not JSON in UTF-8/],
     ["no body", 422, "invalid-payload", { body: "" }, /not JSON in UTF-8 \(0 bytes\)/],
-    ["bytes that are not UTF-8", 422, "invalid-payload", { body: new Uint8Array([0x22, 0xff, 0x22]) }, /not JSON in UTF-8/],
-    ["a payload above a megabyte", 413, "payload-too-large", { subject: "notes.x", body: `"${"x".repeat(1024 * 1024)}"` }, /1048576 bytes at most/],
-    ["a payload above what the server takes with its headers", 413, "payload-too-large", { subject: "notes.x", body: `"${"x".repeat(1024 * 1024 - 4)}"`, headers: { "Idempotency-Key": "k".repeat(200) } }, /max_payload/],
-    ["a stream that was never applied", 503, "stream-missing", { subject: "unapplied.x", body: '"x"' }, /npx sortie apply/],
+    [
+      "bytes that are not UTF-8",
+      422,
+      "invalid-payload",
+      { body: new Uint8Array([0x22, 0xff, 0x22]) },
+      /not JSON in UTF-8/,
+    ],
+    [
+      "a payload above a megabyte",
+      413,
+      "payload-too-large",
+      { subject: "notes.x", body: `"${"x".repeat(1024 * 1024)}"` },
+      /1048576 bytes at most/,
+    ],
+    [
+      "a payload above what the server takes with its headers",
+      413,
+      "payload-too-large",
+      { subject: "notes.x", body: `"${"x".repeat(1024 * 1024 - 4)}"`, headers: { "Idempotency-Key": "k".repeat(200) } },
+      /max_payload/,
+    ],
+    [
+      "a stream that was never applied",
+      503,
+      "stream-missing",
+      { subject: "unapplied.x", body: '"x"' },
+      /npx sortie apply/,
+    ],
   ])("refuses %s with %d %s, and stores nothing", async (_, status, type, asked, detail) => {
     const before = await stored();
     const got = await post(asked);
-    expect(got).toMatchObject({ status, answer: { type: `urn:sortie:problem:${type}`, status, title: expect.any(String), detail: expect.stringMatching(detail) } });
+    expect(got).toMatchObject({
+      status,
+      answer: {
+        type: `urn:sortie:problem:${type}`,
+        status,
+        title: expect.any(String),
+        detail: expect.stringMatching(detail),
+      },
+    });
     expect(got.headers.get("Content-Type")).toBe("application/problem+json");
     if (status === 401) expect(got.headers.get("WWW-Authenticate")).toMatch(/^Bearer/);
     if (status === 503) expect(Number(got.headers.get("Retry-After"))).toBeGreaterThan(0);
@@ -117,7 +185,11 @@ describe("POST /publish/{subject}", () => {
     await using peer = await startPeer(silent);
     const started = Date.now();
     const { status, answer, headers } = await post({ http: httpWith({ url: peer.url }) });
-    expect({ status, type: answer.type, retry: headers.get("Retry-After") }).toEqual({ status: 503, type: "urn:sortie:problem:connection-failed", retry: "5" });
+    expect({ status, type: answer.type, retry: headers.get("Retry-After") }).toEqual({
+      status: 503,
+      type: "urn:sortie:problem:connection-failed",
+      retry: "5",
+    });
     expect(Date.now() - started).toBeLessThan(2_000);
   });
 
@@ -130,7 +202,13 @@ describe("POST /publish/{subject}", () => {
     });
     expect((await post({ http, subject: "full", body: '"1"' })).status).toBe(202);
     const refused = await post({ http, subject: "full", body: '"2"' });
-    expect(refused).toMatchObject({ status: 503, answer: { type: "urn:sortie:problem:stream-refused", detail: expect.stringContaining("maximum messages exceeded") } });
+    expect(refused).toMatchObject({
+      status: 503,
+      answer: {
+        type: "urn:sortie:problem:stream-refused",
+        detail: expect.stringContaining("maximum messages exceeded"),
+      },
+    });
     await system.jsm.streams.purge("FULL");
     expect((await post({ http, subject: "full", body: '"2"' })).status).toBe(202);
   });
@@ -140,7 +218,11 @@ describe("anything else", () => {
   it("is a problem as well", async () => {
     const http = httpWith();
     const get = await http.request("/publish/orders.placed");
-    expect({ status: get.status, allow: get.headers.get("Allow"), type: get.headers.get("Content-Type") }).toEqual({ status: 405, allow: "POST", type: "application/problem+json" });
+    expect({ status: get.status, allow: get.headers.get("Allow"), type: get.headers.get("Content-Type") }).toEqual({
+      status: 405,
+      allow: "POST",
+      type: "application/problem+json",
+    });
     const nowhere = await http.request("/nowhere");
     expect(nowhere.status).toBe(404);
     expect(await nowhere.json()).toMatchObject({ type: "urn:sortie:problem:not-found" });

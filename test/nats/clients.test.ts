@@ -11,12 +11,19 @@ import { startSystem } from "../support/system.ts";
 const clients: Record<string, (server: NatsServer, ms: number) => Promise<Connection>> = {
   wsconnect: ({ url }, ms) => connect({ url }, ms),
   "nats.ws": async ({ url }, timeout) => (await connectLegacy({ servers: url, timeout })) as unknown as Connection,
-  "transport-node": ({ tcpUrl }, timeout) => connectTcp({ servers: tcpUrl.replace("nats://", ""), timeout, reconnect: false }),
+  "transport-node": ({ tcpUrl }, timeout) =>
+    connectTcp({ servers: tcpUrl.replace("nats://", ""), timeout, reconnect: false }),
 };
 
-const jobs = defineStream("JOBS", { subjects: { "jobs.do": z.object({ n: z.number() }), "jobs.done": z.object({ n: z.number() }) } });
+const jobs = defineStream("JOBS", {
+  subjects: { "jobs.do": z.object({ n: z.number() }), "jobs.done": z.object({ n: z.number() }) },
+});
 const dead = defineStream("DEAD", { captures: ["dead.>"] });
-const worker = defineConsumer(jobs, "worker", { filter: "jobs.do", deadLetter: "dead.jobs", retry: { attempts: 2, backoff: fixed(20) } });
+const worker = defineConsumer(jobs, "worker", {
+  filter: "jobs.do",
+  deadLetter: "dead.jobs",
+  retry: { attempts: 2, backoff: fixed(20) },
+});
 const missing = defineConsumer(jobs, "missing", { filter: "jobs.done", deadLetter: "dead.jobs" });
 
 describe.each(Object.keys(clients))("an invocation over %s", (name) => {

@@ -16,7 +16,10 @@ afterEach(async () => {
 
 async function timed<T>(promise: Promise<T>) {
   const started = Date.now();
-  const outcome = await promise.then(() => "connected", (error: Error) => error.message);
+  const outcome = await promise.then(
+    () => "connected",
+    (error: Error) => error.message,
+  );
   return { outcome, ms: Date.now() - started };
 }
 
@@ -55,14 +58,21 @@ describe("connecting", () => {
   });
 
   it.each([
-    ["a user and password in the URL", `authorization { user: u, password: "p@ss" }`, (url: string) => ({ url: url.replace("//", "//u:p%40ss@") })],
+    [
+      "a user and password in the URL",
+      `authorization { user: u, password: "p@ss" }`,
+      (url: string) => ({ url: url.replace("//", "//u:p%40ss@") }),
+    ],
     ["a token", `authorization { token: t0ken }`, (url: string) => ({ url, token: "t0ken" })],
   ])("logs in with %s, and never tells it", async (_, config, server) => {
     const nats = using(await startNatsServer({ config }));
     const connection = await connect(server(nats.url), 5_000);
     await connection.flush();
     await disconnect(connection);
-    const wrong = server(nats.url).url === nats.url ? { url: nats.url, token: "wr0ng" } : { url: nats.url.replace("//", "//u:wr0ng@") };
+    const wrong =
+      server(nats.url).url === nats.url
+        ? { url: nats.url, token: "wr0ng" }
+        : { url: nats.url.replace("//", "//u:wr0ng@") };
     const { outcome } = await timed(connect(wrong, 2_000));
     expect(outcome).toContain(`Could not connect to NATS at ${nats.url}: `);
     expect(outcome).toMatch(/Authorization Violation|WebSocket/);

@@ -7,10 +7,10 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, type StreamOptions } from "../../src/index.ts";
-import { type Connection } from "../../src/nats/connection.ts";
+import type { Connection } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { planConsumer, planStream } from "../../src/provision/plan.ts";
-import { startSystem, type System } from "../support/system.ts";
+import { type System, startSystem } from "../support/system.ts";
 
 let system: System;
 let connection: Connection;
@@ -22,11 +22,19 @@ afterAll(() => system[Symbol.asyncDispose]());
 
 const stream = (name: string, options: StreamOptions<Record<string, z.ZodString>> = {}) =>
   defineStream(name, { subjects: { [`${name.toLowerCase()}.*`]: z.string() }, captures: [`dead.${name}`], ...options });
-const applyStream = (...args: Parameters<typeof stream>) => apply(connection, { streams: [stream(...args)], consumers: [] });
+const applyStream = (...args: Parameters<typeof stream>) =>
+  apply(connection, { streams: [stream(...args)], consumers: [] });
 
 describe("apply", () => {
   it("makes on the server what is defined, and nothing the second time", async () => {
-    const work = stream("WORK", { retention: "workqueue", maxAge: "7d", maxMessages: 1_000, maxBytes: 1_000_000, duplicateWindow: "5m", storage: "memory" });
+    const work = stream("WORK", {
+      retention: "workqueue",
+      maxAge: "7d",
+      maxMessages: 1_000,
+      maxBytes: 1_000_000,
+      duplicateWindow: "5m",
+      storage: "memory",
+    });
     const worker = defineConsumer(work, "worker", { deadLetter: "dead.WORK", ackWait: "45s", maxAckPending: 7 });
     const definitions = { streams: [work], consumers: [worker] };
     expect((await apply(connection, definitions)).map(({ action }) => action)).toEqual(["create", "create"]);
@@ -49,19 +57,32 @@ describe("apply", () => {
       max_ack_pending: 7,
       filter_subject: "work.*",
     });
-    expect((await apply(connection, definitions)).map(({ action, changes }) => [action, changes])).toEqual([["none", []], ["none", []]]);
+    expect((await apply(connection, definitions)).map(({ action, changes }) => [action, changes])).toEqual([
+      ["none", []],
+      ["none", []],
+    ]);
   });
 
   it("updates what changed, says what, and leaves settings that it does not have alone", async () => {
     await applyStream("GROW", { maxAge: "1d" });
     await system.jsm.streams.update("GROW", { description: "by hand", max_msg_size: 1234 });
     const [step] = await applyStream("GROW", { maxAge: "2d", captures: ["dead.GROW", "more"] });
-    expect(step).toMatchObject({ action: "update", changes: [expect.stringMatching(/^subjects: /), "max_age: 86400000000000 → 172800000000000"] });
-    expect((await system.jsm.streams.info("GROW")).config).toMatchObject({ description: "by hand", max_msg_size: 1234, max_age: 172_800e9 });
+    expect(step).toMatchObject({
+      action: "update",
+      changes: [expect.stringMatching(/^subjects: /), "max_age: 86400000000000 → 172800000000000"],
+    });
+    expect((await system.jsm.streams.info("GROW")).config).toMatchObject({
+      description: "by hand",
+      max_msg_size: 1234,
+      max_age: 172_800e9,
+    });
   });
 
   it("updates a consumer, its filters as well, without losing its place", async () => {
-    const grow = defineStream("FILTER", { subjects: { "filter.a": z.string(), "filter.b": z.string() }, captures: ["dead.FILTER"] });
+    const grow = defineStream("FILTER", {
+      subjects: { "filter.a": z.string(), "filter.b": z.string() },
+      captures: ["dead.FILTER"],
+    });
     const one = defineConsumer(grow, "c", { filter: "filter.a", deadLetter: "dead.FILTER" });
     const both = defineConsumer(grow, "c", { deadLetter: "dead.FILTER", ackWait: "1m" });
     await apply(connection, { streams: [grow], consumers: [one] });
@@ -77,9 +98,19 @@ describe("apply", () => {
   });
 
   it.each<[string, StreamOptions<Record<string, z.ZodString>>, StreamOptions<Record<string, z.ZodString>>, RegExp]>([
-    ["RETENTION", {}, { retention: "workqueue" }, /retention is "limits" on the server and "workqueue" in the definition, and cannot be changed/],
+    [
+      "RETENTION",
+      {},
+      { retention: "workqueue" },
+      /retention is "limits" on the server and "workqueue" in the definition, and cannot be changed/,
+    ],
     ["STORAGE", {}, { storage: "memory" }, /storage is "file".*cannot be changed/],
-    ["AGE", { maxAge: "2d" }, { maxAge: "1d" }, /lowering max_age .* could delete stored messages.*nats stream edit AGE/],
+    [
+      "AGE",
+      { maxAge: "2d" },
+      { maxAge: "1d" },
+      /lowering max_age .* could delete stored messages.*nats stream edit AGE/,
+    ],
     ["COUNT", {}, { maxMessages: 5 }, /lowering max_msgs from unlimited to 5 could delete/],
     ["SUBJECTS", { captures: ["dead.SUBJECTS", "gone"] }, {}, /stores gone on the server but not in the definition/],
   ])("refuses a change of %s that would lose messages", async (name, before, after, message) => {
@@ -91,15 +122,17 @@ describe("apply", () => {
 
   it("passes on what the server refuses, with the definition's name", async () => {
     await applyStream("FIRST");
-    await expect(apply(connection, { streams: [defineStream("SECOND", { captures: ["first.x"] })], consumers: [] })).rejects.toThrow(
-      /The server refused to create stream "SECOND": subjects overlap/,
-    );
+    await expect(
+      apply(connection, { streams: [defineStream("SECOND", { captures: ["first.x"] })], consumers: [] }),
+    ).rejects.toThrow(/The server refused to create stream "SECOND": subjects overlap/);
   });
 
   it("refuses a consumer whose dead letters nothing stores", async () => {
     const lonely = defineStream("LONELY", { subjects: { lonely: z.string() } });
     const worker = defineConsumer(lonely, "w", { deadLetter: "nowhere" });
-    await expect(apply(connection, { streams: [lonely], consumers: [worker] })).rejects.toThrow(/no stream captures its dead letters at "nowhere"/);
+    await expect(apply(connection, { streams: [lonely], consumers: [worker] })).rejects.toThrow(
+      /no stream captures its dead letters at "nowhere"/,
+    );
     await system.jsm.streams.add({ name: "ELSEWHERE", subjects: ["nowhere"] });
     expect(await apply(connection, { streams: [lonely], consumers: [worker] })).toHaveLength(2);
   });
@@ -122,7 +155,9 @@ describe("a plan for an older server", () => {
 
   it("refuses what it cannot do, naming the version", () => {
     const two = defineStream("TWO", { subjects: { a: z.string(), b: z.string() } });
-    expect(() => planConsumer(defineConsumer(two, "c", { deadLetter: "d" }), undefined, old)).toThrow(/2 filters, which takes nats-server 2.10/);
+    expect(() => planConsumer(defineConsumer(two, "c", { deadLetter: "d" }), undefined, old)).toThrow(
+      /2 filters, which takes nats-server 2.10/,
+    );
   });
 });
 
@@ -135,13 +170,22 @@ describe("sortie apply", () => {
 
   const cli = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
   const sortie = (args: string[], env: Record<string, string> = {}) =>
-    promisify(execFile)(process.execPath, [cli, ...args], { env: { ...process.env, NATS_URL: empty.server.url, ...env } }).catch(
-      ({ stdout, stderr, code }: { stdout: string; stderr: string; code: number }) => ({ stdout, stderr, code }),
-    );
+    promisify(execFile)(process.execPath, [cli, ...args], {
+      env: { ...process.env, NATS_URL: empty.server.url, ...env },
+    }).catch(({ stdout, stderr, code }: { stdout: string; stderr: string; code: number }) => ({
+      stdout,
+      stderr,
+      code,
+    }));
 
   it("creates the sample system from its TypeScript, and says so", async () => {
     const { stdout } = await sortie(["apply", "functions/app.ts"]);
-    expect(stdout.trim().split("\n").map((line) => line.replace(/ +/g, " "))).toEqual([
+    expect(
+      stdout
+        .trim()
+        .split("\n")
+        .map((line) => line.replace(/ +/g, " ")),
+    ).toEqual([
       "created stream ORDERS",
       "created stream IMAGES",
       "created stream DEAD",
@@ -153,8 +197,18 @@ describe("sortie apply", () => {
   });
 
   it.each<[string, string[], Record<string, string>, RegExp]>([
-    ["no server", ["apply", "functions/app.ts"], { NATS_URL: "" }, /^Which server\? Set NATS_URL or pass --server wss:\/\/…\n$/],
-    ["a server that is not there", ["apply", "functions/app.ts", "--server", "ws://u:s3cret@127.0.0.1:1"], {}, /^Could not connect to NATS at ws:\/\/127.0.0.1:1: [^\n]*\n$/],
+    [
+      "no server",
+      ["apply", "functions/app.ts"],
+      { NATS_URL: "" },
+      /^Which server\? Set NATS_URL or pass --server wss:\/\/…\n$/,
+    ],
+    [
+      "a server that is not there",
+      ["apply", "functions/app.ts", "--server", "ws://u:s3cret@127.0.0.1:1"],
+      {},
+      /^Could not connect to NATS at ws:\/\/127.0.0.1:1: [^\n]*\n$/,
+    ],
     ["no module", ["apply", "nope.ts"], {}, /nope\.ts/],
     ["no argument", ["apply"], {}, /missing required argument 'module'/],
   ])("fails with a sentence for %s", async (_, args, env, message) => {

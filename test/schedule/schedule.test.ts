@@ -3,7 +3,7 @@ import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed, type ScheduleOptions } from "../../src/index.ts";
 import { release } from "../../src/schedule/release.ts";
 import { scheduleSubject } from "../../src/schedule/schedule.ts";
-import { startSystem, type System } from "../support/system.ts";
+import { type System, startSystem } from "../support/system.ts";
 
 const Task = z.object({ id: z.string() });
 const tasks = defineStream("TASKS", { subjects: { "tasks.new": Task, "tasks.later": Task }, maxAge: "30d" });
@@ -34,7 +34,8 @@ async function start(when: (id: string) => ScheduleOptions, failFirst = false) {
   return { fired, app };
 }
 
-const waiting = async () => Object.keys((await system.jsm.streams.info("TASKS", { subjects_filter: "sortie.>" })).state.subjects ?? {});
+const waiting = async () =>
+  Object.keys((await system.jsm.streams.info("TASKS", { subjects_filter: "sortie.>" })).state.subjects ?? {});
 
 describe("a schedule from a handler", () => {
   it("is released on time, once, with its id, and never early", async () => {
@@ -82,7 +83,11 @@ describe("a schedule from a handler", () => {
   });
 
   it.each([
-    ["a time that the stream would not keep it for", { in: "31d" }, /would be deleted before it is due: stream "TASKS" keeps messages for 2592000 s/],
+    [
+      "a time that the stream would not keep it for",
+      { in: "31d" },
+      /would be deleted before it is due: stream "TASKS" keeps messages for 2592000 s/,
+    ],
     ["a malformed time", { at: "tomorrow" }, /expected `at` to be a Date or an RFC 3339 time, got "tomorrow"/],
     ["no time", {} as ScheduleOptions, /expected either `in` or `at`/],
     ["a negative delay", { in: -5 }, /expected milliseconds or a duration/],
@@ -102,7 +107,10 @@ describe("the scheduler invocation", () => {
     for (const id of ["a", "b", "c"]) await system.publish("tasks.new", { id });
     await system.invoke();
     const connection = await system.connect();
-    expect(await release(connection, app.streams, 1_000)).toEqual({ releasedBy: "server", streams: [{ stream: "TASKS", scheduled: 3 }] });
+    expect(await release(connection, app.streams, 1_000)).toEqual({
+      releasedBy: "server",
+      streams: [{ stream: "TASKS", scheduled: 3 }],
+    });
     await system.jsm.streams.delete("TASKS");
     await expect(release(connection, app.streams, 1_000)).rejects.toThrow(/stream not found/);
     await system.jsm.streams.add({ name: "TASKS", subjects: ["tasks.>"] });

@@ -1,4 +1,5 @@
-import { jetstream, jetstreamManager, type JetStreamClient, type JetStreamManager } from "@nats-io/jetstream";
+import { type JetStreamClient, type JetStreamManager, jetstream, jetstreamManager } from "@nats-io/jetstream";
+import type { NatsConnection } from "@nats-io/nats-core";
 import { connect as connectTcp } from "@nats-io/transport-node";
 import type { App } from "../../src/app.ts";
 import { type InvocationOptions, invoke } from "../../src/consume/invocation.ts";
@@ -10,6 +11,7 @@ import { type NatsServer, type NatsServerOptions, startNatsServer } from "../../
 /** A nats-server of one's own with an app applied to it, and a client that is not Sortie's to look at it. */
 export interface System extends AsyncDisposable {
   readonly server: NatsServer;
+  readonly tcp: NatsConnection;
   readonly js: JetStreamClient;
   readonly jsm: JetStreamManager;
   /** What the invocations told, in order. */
@@ -22,7 +24,10 @@ export interface System extends AsyncDisposable {
   publish(subject: string, payload: unknown, msgID?: string): Promise<number>;
 }
 
-export async function startSystem(app: App, options?: NatsServerOptions): Promise<System> {
+export async function startSystem(
+  app: Pick<App, "streams" | "bindings">,
+  options?: NatsServerOptions,
+): Promise<System> {
   const server = await startNatsServer(options);
   const sortie = await connect({ url: server.url }, 5_000);
   await apply(sortie, { streams: app.streams, consumers: app.bindings.map(({ consumer }) => consumer) });
@@ -33,6 +38,7 @@ export async function startSystem(app: App, options?: NatsServerOptions): Promis
   const events: InvocationEvent[] = [];
   const system: System = {
     server,
+    tcp,
     js,
     jsm: await jetstreamManager(tcp),
     events,

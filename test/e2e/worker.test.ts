@@ -1,0 +1,127 @@
+import { once } from "node:events";
+import { createServer } from "node:net";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { app } from "../../functions/app.ts";
+import { type LocalWorker, startWorker } from "../../scripts/worker.ts";
+import { startPeer, upgradesOnly } from "../support/peers.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+// The bundle that `wrangler deploy --dry-run` makes, in real workerd.
+const cron = "* * * * *";
+let system: System;
+let worker: LocalWorker;
+let monitor: string;
+const logs: string[] = [];
+
+beforeAll(async () => {
+  const port = await freePort();
+  monitor = `http://127.0.0.1:${port}`;
+  system = await startSystem(app, { config: `http: 127.0.0.1:${port}` });
+  worker = await startWorker({
+    bindings: { NATS_URL: system.server.url, SORTIE_PUBLISH_TOKEN: "s3cret" },
+    onLog: (line) => logs.push(line),
+  });
+});
+afterAll(async () => {
+  await worker[Symbol.asyncDispose]();
+  await system[Symbol.asyncDispose]();
+});
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as { port: number };
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+async function post(subject: string, payload: unknown, { at = worker, token = "s3cret" } = {}) {
+  const response = await fetch(new URL(`publish/${subject}`, at.url), {
+    method: "POST",
+    headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
+    body: JSON.stringify(payload),
+  });
+  return { status: response.status, answer: (await response.json()) as Record<string, unknown> };
+}
+
+async function connections(): Promise<string[]> {
+  const response = await fetch(new URL("/connz", monitor));
+  const { connections } = (await response.json()) as { connections: { name?: string }[] };
+  return connections.map(({ name }) => name ?? "").filter((name) => name === "sortie");
+}
+
+describe("the deployable Worker", () => {
+  it("publishes, handles on its cron trigger, and keeps no connection open", async () => {
+    const published = await Promise.all(
+      Array.from({ length: 20 }, (_, n) => post("images.resize", { url: `https://x.test/${n}.png`, width: 10 })),
+    );
+    expect(published.map(({ status }) => status)).toEqual(Array(20).fill(202));
+    expect((await system.jsm.streams.info("IMAGES")).state.messages).toBe(20);
+    expect(await worker.fire(cron)).toEqual({ outcome: "ok", noRetry: false });
+    expect((await system.jsm.streams.info("IMAGES")).state.messages).toBe(0);
+    await expect.poll(() => logs.filter((line) => line.includes('"resized"'))).toHaveLength(20);
+    const report = () => logs.map((line) => JSON.parse(line)).findLast(({ event }) => event === "invocation");
+    await expect
+      .poll(() => report()?.consumers)
+      .toContainEqual(
+        expect.objectContaining({ consumer: "resizer", pulled: 20, acked: 20, unconfirmed: 0, ended: "drained" }),
+      );
+    await expect.poll(connections).toEqual([]);
+  });
+
+  it("is what wrangler.toml says", () => {
+    expect(worker.crons).toEqual([cron]);
+  });
+
+  it("answers with problems that name what is wrong", async () => {
+    expect(await post("orders.placed", {}, { token: "wrong" })).toMatchObject({
+      status: 401,
+      answer: { type: "urn:sortie:problem:unauthorized" },
+    });
+    const { status, answer } = await post("orders.placed", { orderId: "", card: "c", cents: 0.5 });
+    expect(status).toBe(422);
+    expect((answer.errors as { path: string }[]).map(({ path }) => path)).toEqual(["orderId", "cents"]);
+  });
+
+  it("may overlap itself: each message is handled once", async () => {
+    logs.length = 0;
+    await Promise.all(
+      Array.from({ length: 40 }, (_, n) => post("images.resize", { url: `https://y.test/${n}.png`, width: 10 })),
+    );
+    await Promise.all(Array.from({ length: 4 }, () => worker.fire(cron)));
+    const handled = () => logs.filter((line) => line.includes('"resized"'));
+    await expect.poll(handled).toHaveLength(40);
+    expect(new Set(handled()).size).toBe(40);
+  });
+
+  it("is closed for publishing without its secret, and says which setting is missing", async () => {
+    await using bare = await startWorker({ bindings: { NATS_URL: system.server.url } });
+    expect(await post("orders.placed", {}, { at: bare })).toMatchObject({
+      status: 503,
+      answer: { detail: expect.stringContaining("SORTIE_PUBLISH_TOKEN") },
+    });
+  });
+
+  it("fails an invocation that cannot reach NATS, in words, without its credentials", async () => {
+    const lines: string[] = [];
+    const url = `ws://user:s3cret@127.0.0.1:${await freePort()}`;
+    await using lost = await startWorker({
+      bindings: { NATS_URL: url, SORTIE_PUBLISH_TOKEN: "s3cret" },
+      onLog: (line) => lines.push(line),
+    });
+    expect((await lost.fire(cron)).outcome).toBe("exception");
+    const { status, answer } = await post("images.resize", { url: "https://z.test/1.png", width: 1 }, { at: lost });
+    expect({ status, type: answer.type }).toEqual({ status: 503, type: "urn:sortie:problem:connection-failed" });
+    expect(JSON.stringify([answer, lines])).not.toContain("s3cret");
+  });
+
+  it("answers in time where the peer upgrades and says nothing more", async () => {
+    await using peer = await startPeer(upgradesOnly);
+    await using stuck = await startWorker({ bindings: { NATS_URL: peer.url, SORTIE_PUBLISH_TOKEN: "s3cret" } });
+    const started = Date.now();
+    const { status } = await post("images.resize", { url: "https://z.test/1.png", width: 1 }, { at: stuck });
+    expect(status).toBe(503);
+    expect(Date.now() - started).toBeLessThan(8_000);
+  });
+});
