@@ -12,7 +12,8 @@ export type ErrorCode =
   | "stream-refused"
   | "payload-too-large"
   | "schedule-refused"
-  | "provision-refused";
+  | "provision-refused"
+  | "invocation-failed";
 
 /** Every error that Sortie itself raises. The message says what was expected, what was got and what to do. */
 export class SortieError extends Error {

@@ -32,12 +32,12 @@ export function logJson(entry: object): void {
 
 /**
  * Logs what an invocation did, where it did anything, and hands the report on.
- * @throws AggregateError for consumers that failed, so that the platform counts the invocation as failed.
+ * @throws SortieError `invocation-failed` for consumers that failed, so that the platform counts the invocation as failed.
  */
 export function reported(report: InvocationReport): InvocationReport {
   const eventful = ({ pulled, ended }: ConsumerReport) => pulled > 0 || ended !== "drained";
   if (report.consumers.some(eventful)) logJson({ event: "invocation", ...report });
   const failed = report.consumers.flatMap(({ error }) => error ?? []);
-  if (failed.length > 0) throw new SortieError("connection-lost", failed.join("\n"));
+  if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;
 }

@@ -1,0 +1,55 @@
+import { execFileSync } from "node:child_process";
+import { existsSync, globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { beforeAll, describe, expect, it } from "vitest";
+import manifest from "../package.json" with { type: "json" };
+
+const pages = ["README.md", "AGENTS.md", "CHANGELOG.md", ...globSync("docs/**/*.md")];
+const blocks = (page: string, language: string) =>
+  [...readFileSync(page, "utf8").matchAll(new RegExp(`^\`\`\`${language}\\n([\\s\\S]*?)^\`\`\``, "gm"))].map(
+    ([, code]) => code ?? "",
+  );
+
+describe("the documentation", () => {
+  const folder = ".cache/docs";
+  const snippets = pages.flatMap((page) =>
+    blocks(page, "ts").map((code, n) => ({ file: join(folder, `${page.replaceAll("/", "-")}-${n}.ts`), code })),
+  );
+  beforeAll(() => {
+    rmSync(folder, { recursive: true, force: true });
+    mkdirSync(folder, { recursive: true });
+    for (const { file, code } of snippets) writeFileSync(file, code);
+  });
+
+  it("has snippets that compile", () => {
+    expect(snippets.length).toBeGreaterThan(0);
+    const config = join(folder, "tsconfig.json");
+    writeFileSync(config, JSON.stringify({ extends: "../../tsconfig.json", include: ["*.ts"] }));
+    expect(() => execFileSync("tsc", ["-p", config], { encoding: "utf8" })).not.toThrow();
+  });
+
+  it.each(pages)("%s names only files that exist", (page) => {
+    const links = [...readFileSync(page, "utf8").matchAll(/\]\((?!https?:)([^)#]+)/g)].map(([, path]) => path ?? "");
+    expect(links.filter((path) => !existsSync(join(dirname(page), path)))).toEqual([]);
+  });
+
+  it.each(pages)("%s names only npm scripts that exist", (page) => {
+    const named = [...readFileSync(page, "utf8").matchAll(/`npm (?:run )?([a-z:]+)/g)].map(
+      ([, script]) => script ?? "",
+    );
+    const known = Object.keys(manifest.scripts);
+    expect(named.filter((script) => !known.includes(script))).toEqual([]);
+  });
+
+  it("keeps the README short", () => {
+    expect(readFileSync("README.md", "utf8").split("\n").length).toBeLessThanOrEqual(120);
+  });
+
+  it("shows a publish that the sample takes", async () => {
+    const { orders } = await import("../functions/orders.ts");
+    const curl = blocks("README.md", "sh").find((code) => code.startsWith("curl")) ?? "";
+    const payload: unknown = JSON.parse(/-d '(.*)'/.exec(curl)?.[1] ?? "");
+    expect(orders.schemas["orders.placed"].safeParse(payload).success).toBe(true);
+    expect(curl).toContain("/publish/orders.placed");
+  });
+});
