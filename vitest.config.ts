@@ -14,6 +14,7 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     typecheck: { enabled: true, include: ["test/**/*.test-d.ts"] },
+    maxWorkers: 3, // most of a test is waiting
     testTimeout: 30_000,
     hookTimeout: 30_000,
     reporters: ["default", "json"],
