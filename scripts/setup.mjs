@@ -10,10 +10,12 @@ const cache = join(root, ".cache");
 const [needNode, bringNode] = ["24.0.0", "24.21.0"]; // 24 is the first to run our TypeScript as it is
 const needNats = "2.12.0"; // the first with message schedules
 const debianSuite = "forky";
+const patience = ["--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"];
 
 /** A set-up step that can't be done: one sentence for the person at the keyboard. */
 class SetupError extends Error {}
 
+mkdirSync(cache, { recursive: true });
 const tools = [join(root, "node_modules", ".bin")];
 const env = () => ({ ...process.env, PATH: [...tools, process.env.PATH].join(delimiter) });
 
@@ -21,7 +23,7 @@ try {
   await bringNodeRuntime();
   await bringPackages();
   if (!process.env.NATS_URL) await bringNatsServer();
-  await step("Building", () => run("npm", ["run", "build"], "Mend what the build says above"));
+  await step("Building", () => run("npm", ["run", "build"], "Mend what it says"));
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
   console.error(`\n${error.message}`);
@@ -41,7 +43,11 @@ async function bringNodeRuntime() {
       );
     }
     await step(`Fetching Node ${bringNode} from npm`, () =>
-      run("npm", ["install", "--prefix", join(cache, "node"), "--no-save", `${name}@${bringNode}`], offline("npm")),
+      run(
+        "npm",
+        [...patience, "install", "--prefix", join(cache, "node"), "--no-save", `${name}@${bringNode}`],
+        offline("npm"),
+      ),
     );
   }
   tools.push(bin);
@@ -54,7 +60,7 @@ async function bringPackages() {
   const installed = packagesOf("node_modules/.package-lock.json");
   if (wanted.every(([path, entry]) => installed[path]?.version === entry.version)) return;
   const done = () => wanted.filter(([path]) => existsSync(join(root, path, "package.json"))).length / wanted.length;
-  await step("Installing packages", () => run("npm", ["ci"], offline("npm")), done);
+  await step("Installing packages", () => run("npm", [...patience, "ci"], offline("npm")), done);
 }
 
 /** nats-server 2.12 or newer: the one on the PATH, or Debian testing's, unpacked beside the project. */
@@ -116,7 +122,7 @@ async function debianPackage(home, mirror, keyring) {
   await run("apt-get", [...flags, "--quiet", "update"], advice);
   await run("apt-get", [...flags, "--quiet", "download", "nats-server"], advice, apt);
   const file = readdirSync(apt).find((name) => /^nats-server_.*\.deb$/.test(name));
-  await run("dpkg", ["-x", join(apt, file), home], "Look at what dpkg says above");
+  await run("dpkg", ["-x", join(apt, file), home], "Look at what it says");
   rmSync(apt, { recursive: true });
 }
 
@@ -148,7 +154,8 @@ function run(command, args, advice, cwd = root) {
     child.on("error", (error) => reject(new SetupError(`\`${command}\` did not start (${error.message}). ${advice}.`)));
     child.on("close", (code) => {
       if (code === 0) return resolve();
-      reject(new SetupError(`${said.trim()}\n\n\`${[command, ...args].join(" ").slice(0, 80)}\` failed. ${advice}.`));
+      writeFileSync(join(cache, "setup.log"), said);
+      reject(new SetupError(`\`${command} ${args.at(-1)}\` failed. ${advice}; what it said is in .cache/setup.log.`));
     });
   });
 }

@@ -44,13 +44,14 @@ export function serve(app: App): LambdaHandlers {
     },
     async release(_event, context) {
       const ms = remaining(context);
+      const deadline = Date.now() + ms;
       const connection = await connect(ms / 4);
       try {
         const report = await release(connection, streams, ms / 2);
         logJson({ event: "release", ...report });
         return report;
       } finally {
-        await disconnect(connection);
+        await disconnect(connection, deadline - Date.now());
       }
     },
   };

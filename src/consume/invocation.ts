@@ -44,6 +44,6 @@ export async function invoke({
     return { ms: now() - started, consumers };
   } finally {
     clearTimeout(timer);
-    await disconnect(connection);
+    await disconnect(connection, deadline - now());
   }
 }

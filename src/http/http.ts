@@ -75,12 +75,12 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     const outgoing = await preparePayload(app.streams, subject, new Uint8Array(await c.req.arrayBuffer()));
 
     const requestMs = Math.min(maxRequestMs, options.remaining?.(c) ?? Infinity);
-    const deadline = Date.now() + requestMs * 0.9; // the rest is for closing
+    const deadline = Date.now() + requestMs;
     const connection = await options.connect(c, requestMs / 2);
     try {
-      return c.json(await publish(connection, { ...outgoing, id: key }, deadline - Date.now()), 202);
+      return c.json(await publish(connection, { ...outgoing, id: key }, (deadline - Date.now()) * 0.9), 202);
     } finally {
-      await disconnect(connection);
+      await disconnect(connection, deadline - Date.now());
     }
   });
   return http;

@@ -57,8 +57,8 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
 }
 
 /** Closes without being held up: what was sent is already confirmed, and a peer that is gone never answers. */
-export async function disconnect(connection: Connection): Promise<void> {
-  await within(500, "closing", connection.close()).catch(() => {});
+export async function disconnect(connection: Connection, ms = 500): Promise<void> {
+  await within(Math.min(500, ms), "closing", connection.close()).catch(() => {});
 }
 
 function parseUrl(text: string) {

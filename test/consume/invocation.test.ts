@@ -12,6 +12,8 @@ import {
   RetryAfterError,
   type Schema,
 } from "../../src/index.ts";
+import { connect } from "../../src/nats/connection.ts";
+import { startProxy } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number() });
@@ -439,5 +441,20 @@ describe("a consumer deleted, or a server gone, in the middle", () => {
     expect(Date.now() - started).toBeLessThan(4_000);
     expect(consumers[0]).toMatchObject({ pulled: 1, acked: 0, unconfirmed: 1 });
     await server.start();
+  });
+});
+
+describe("a network that is gone in the middle", () => {
+  it("does not hold an invocation beyond its deadline", async () => {
+    let freeze = () => {};
+    const { publish, invoke, server } = await start(create().on(consumer(), () => freeze()));
+    await using proxy = await startProxy(server.url);
+    freeze = proxy.freeze;
+    await publish("jobs.a", { n: 1 });
+    const started = Date.now();
+    const { consumers } = await invoke({ budgetMs: 2_000, connect: (ms) => connect({ url: proxy.url }, ms) });
+    expect(Date.now() - started).toBeLessThan(2_050);
+    expect(consumers[0]).toMatchObject({ pulled: 1, acked: 0, unconfirmed: 1 });
+    expect(await left()).toBe(1);
   });
 });
