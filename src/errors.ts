@@ -44,3 +44,12 @@ export class InvalidPayloadError extends SortieError {
     this.issues = issues;
   }
 }
+
+/** An error in a line, for logs and headers; it holds for whatever a handler may throw. */
+export function textOf(error: unknown): string {
+  try {
+    return error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+  } catch {
+    return "something that cannot be shown as text";
+  }
+}

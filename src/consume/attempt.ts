@@ -34,7 +34,7 @@ export async function attempt(
   }
   let message: Message;
   try {
-    message = await read(delivery, consumer);
+    message = await within(budget.abandonAt - now(), "the schema", read(delivery, consumer));
   } catch (error) {
     const reason = unreadable(error);
     return reason ? { settlement: { kind: "dead-letter", reason }, error, attempts: 0 } : failed(error);
@@ -45,7 +45,8 @@ export async function attempt(
     const context = { publish, schedule, signal, remaining: () => Math.max(0, budget.stopAt - now()) };
     const handled = (async () => handler(message, context))();
     await within(budget.abandonAt - now(), `the handler of consumer "${consumer.name}"`, handled);
-    await outbox.flush(budget.publishBy - now());
+    const ms = budget.publishBy - now();
+    await within(ms, "publishing what the handler wants published", outbox.flush(ms));
     return { settlement: { kind: "ack" }, attempts: deliveryCount };
   } catch (error) {
     return failed(error);

@@ -54,5 +54,6 @@ export async function read(delivery: Delivery, consumer: ConsumerDefinition): Pr
 export function unreadable(error: unknown): DeadLetterReason | undefined {
   if (error instanceof InvalidPayloadError) return "invalid";
   if (!(error instanceof SortieError)) return undefined;
-  return error.code === "invalid-payload" ? "undecodable" : "unknown-subject";
+  if (error.code === "invalid-payload") return "undecodable";
+  return error.code === "unknown-subject" ? "unknown-subject" : undefined;
 }

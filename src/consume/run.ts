@@ -1,3 +1,4 @@
+import { textOf } from "../errors.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { openPuller } from "../nats/pull.ts";
 import { attempt, type Circumstances } from "./attempt.ts";
@@ -44,7 +45,11 @@ export async function runConsumer(
     handling.set(delivery, handled);
   });
   const heartbeat = setInterval(() => {
-    for (const delivery of handling.keys()) connection.publish(delivery.ackSubject, "+WPI");
+    try {
+      for (const delivery of handling.keys()) connection.publish(delivery.ackSubject, "+WPI");
+    } catch {
+      // the connection is closed, which the settlements will tell
+    }
   }, consumer.ackWaitMs / 2);
 
   try {
@@ -109,8 +114,4 @@ export async function runConsumer(
   function about({ message, sequence }: Delivery, { attempts }: Outcome) {
     return { stream: report.stream, consumer: report.consumer, subject: message.subject, sequence, attempt: attempts };
   }
-}
-
-function textOf(error: unknown): string {
-  return error instanceof Error ? `${error.name}: ${error.message}` : String(error);
 }

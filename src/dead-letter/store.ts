@@ -1,4 +1,5 @@
 import type { ConsumerDefinition } from "../define/consumer.ts";
+import { textOf } from "../errors.ts";
 import { type Delivery, derivedId, headersOf } from "../nats/delivery.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
 
@@ -49,9 +50,7 @@ export function deadLetterOf(
     headers: {
       ...Object.fromEntries(kept),
       [deadLetterHeaders.reason]: story.reason,
-      [deadLetterHeaders.error]: headerValue(
-        story.error instanceof Error ? `${story.error.name}: ${story.error.message}` : String(story.error),
-      ),
+      [deadLetterHeaders.error]: headerValue(textOf(story.error)),
       [deadLetterHeaders.stream]: stream.name,
       [deadLetterHeaders.sequence]: `${delivery.sequence}`,
       [deadLetterHeaders.subject]: delivery.message.subject,

@@ -444,6 +444,52 @@ describe("a consumer deleted, or a server gone, in the middle", () => {
   });
 });
 
+describe("whatever a handler or a schema does", () => {
+  it.each<[string, () => unknown]>([
+    ["nothing", () => Promise.reject(undefined)],
+    ["an object without a prototype", () => Promise.reject(Object.create(null))],
+    ["a symbol", () => Promise.reject(Symbol("s"))],
+    [
+      "an error whose message throws",
+      () => Promise.reject(Object.defineProperty(new Error(), "message", { get: () => raise() })),
+    ],
+  ])("throwing %s is a failure like any other", async (_, handler) => {
+    const { publish, settle } = await start(create().on(consumer(), handler));
+    await publish("jobs.a", { n: 1 });
+    await settle();
+    expect((await deadLetters())[0]?.header.get("Sortie-Reason")).toBe("attempts-exhausted");
+    expect(await left()).toBe(0);
+  });
+
+  it("a schema that never answers costs an attempt, not the invocation", async () => {
+    const hanging: Schema<string> = {
+      "~standard": { version: 1, vendor: "test", validate: () => new Promise(() => {}) },
+    };
+    const stream = defineStream("HANGING", { subjects: { hanging } });
+    const worker = defineConsumer(stream, "worker", { retry: base.retry, deadLetter: "dead.hanging" });
+    const { publish, invoke } = await start(createApp({ streams: [stream, dead] }).on(worker, () => {}));
+    await publish("hanging", "x");
+    const { consumers, ms } = await invoke({ budgetMs: 1_000 });
+    expect(consumers[0]).toMatchObject({ retried: 1, unconfirmed: 0 });
+    expect(ms).toBeLessThan(1_000);
+  });
+
+  it("a server that is gone while a handler is kept alive ends nothing but its message", async () => {
+    const { publish, invoke, server } = await start(
+      create().on(consumer({ ackWait: "1s" }), async () => {
+        await server.kill("SIGKILL");
+        await new Promise((resolve) => setTimeout(resolve, 1_200)); // two heartbeats later
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    expect((await invoke({ budgetMs: 4_000 })).consumers[0]).toMatchObject({ acked: 0, unconfirmed: 1 });
+  });
+});
+
+function raise(): never {
+  throw new Error("from the getter");
+}
+
 describe("a network that is gone in the middle", () => {
   it("does not hold an invocation beyond its deadline", async () => {
     let freeze = () => {};
