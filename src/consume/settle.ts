@@ -4,7 +4,7 @@ import { backoffMs } from "../define/retry.ts";
 import type { Connection } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { within } from "../nats/within.ts";
-import { publish } from "../publish/publish.ts";
+import { maxPayloadOf, publish } from "../publish/publish.ts";
 import type { Settlement } from "./settlement.ts";
 
 /** How a delivery is to leave, and why. */
@@ -36,7 +36,8 @@ export async function settle(
 
   async function deadLetter({ error, attempts }: Outcome, reason: DeadLetterReason): Promise<Outcome> {
     try {
-      await publish(connection, deadLetterOf(delivery, consumer, { reason, error, attempts, now: now() }), left() / 2);
+      const story = { reason, error, attempts, now: now() };
+      await publish(connection, deadLetterOf(delivery, consumer, story, maxPayloadOf(connection)), left() / 2);
       return outcome;
     } catch (refusal) {
       const delayMs = backoffMs(consumer.retry.backoff, delivery.deliveryCount);

@@ -1,7 +1,7 @@
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import { textOf } from "../errors.ts";
 import { type Delivery, derivedId, headersOf } from "../nats/delivery.ts";
-import type { Outgoing } from "../publish/outgoing.ts";
+import { type Outgoing, wireSize } from "../publish/outgoing.ts";
 
 /** Why a message is in the dead letters. */
 export type DeadLetterReason =
@@ -33,33 +33,41 @@ export const deadLetterHeaders = {
 
 /**
  * The dead letter of a delivery: its payload untouched, its headers less those that command the server, and its story.
- * Its id is derived, so that a crash between storing it and terminating the delivery makes no second one.
+ * Its id is derived, so that a crash between storing it and terminating the delivery makes no second one. Headers give
+ * way where the server's `maxPayload` would not hold them all: the message's own first, then the error's text.
  */
 export function deadLetterOf(
   delivery: Delivery,
   { deadLetter, stream, name }: ConsumerDefinition,
   story: { reason: DeadLetterReason; error: unknown; attempts: number; now: number },
+  maxPayload: number,
 ): Outgoing {
+  const { data: payload, subject } = delivery.message;
+  const id = derivedId(delivery, "dead-letter");
   const own = headersOf(delivery.message);
   const messageId = own.get("Nats-Msg-Id");
-  const kept = [...own].filter(([header]) => !/^nats-/i.test(header));
-  return {
-    subject: deadLetter,
-    payload: delivery.message.data,
-    id: derivedId(delivery, "dead-letter"),
-    headers: {
-      ...Object.fromEntries(kept),
-      [deadLetterHeaders.reason]: story.reason,
-      [deadLetterHeaders.error]: headerValue(textOf(story.error)),
-      [deadLetterHeaders.stream]: stream.name,
-      [deadLetterHeaders.sequence]: `${delivery.sequence}`,
-      [deadLetterHeaders.subject]: delivery.message.subject,
-      [deadLetterHeaders.consumer]: name,
-      [deadLetterHeaders.attempts]: `${story.attempts}`,
-      [deadLetterHeaders.time]: new Date(story.now).toISOString(),
-      ...(messageId && { [deadLetterHeaders.messageId]: messageId }),
-    },
+  const headers: Record<string, string> = {
+    [deadLetterHeaders.reason]: story.reason,
+    [deadLetterHeaders.stream]: stream.name,
+    [deadLetterHeaders.sequence]: `${delivery.sequence}`,
+    [deadLetterHeaders.subject]: subject,
+    [deadLetterHeaders.consumer]: name,
+    [deadLetterHeaders.attempts]: `${story.attempts}`,
+    [deadLetterHeaders.time]: new Date(story.now).toISOString(),
+    ...(messageId && { [deadLetterHeaders.messageId]: messageId }),
   };
+  let room = maxPayload - payload.length - wireSize({ ...headers, "Nats-Msg-Id": id });
+  const error = headerValue(textOf(story.error)).slice(0, Math.max(0, room - deadLetterHeaders.error.length - 4));
+  add(deadLetterHeaders.error, error);
+  for (const [header, value] of own) if (!/^nats-/i.test(header) && !(header in headers)) add(header, value);
+  return { subject: deadLetter, payload, id, headers };
+
+  function add(header: string, value: string): void {
+    const size = wireSize({ [header]: value }) - wireSize({});
+    if (size > room) return;
+    headers[header] = value;
+    room -= size;
+  }
 }
 
 /** One line of printable ASCII, a kilobyte at most: a header cannot carry more safely. */

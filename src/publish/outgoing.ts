@@ -44,3 +44,10 @@ export async function preparePayload(
   if (schema) await validate(subject, schema, decode(subject, payload));
   return { stream: stream.name, subject, payload };
 }
+
+/** The bytes that headers take beside the payload (NATS ADR-4): both together must fit the server's max_payload. */
+export function wireSize(headers: Readonly<Record<string, string>>): number {
+  const bytes = (text: string) => new TextEncoder().encode(text).length;
+  const lines = Object.entries(headers).map(([name, value]) => bytes(name) + bytes(value) + ": \r\n".length);
+  return lines.reduce((sum, line) => sum + line, lines.length > 0 ? "NATS/1.0\r\n\r\n".length : 0);
+}

@@ -3,7 +3,7 @@ import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { isNoResponders, publisherOn } from "../nats/jetstream.ts";
 import { within } from "../nats/within.ts";
-import type { Outgoing } from "./outgoing.ts";
+import { type Outgoing, wireSize } from "./outgoing.ts";
 
 /** Where the server stored a message; `duplicate` where one with its id was there already. */
 export interface Published {
@@ -19,17 +19,18 @@ export interface Published {
  */
 export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
   const { stream, subject, payload, id } = outgoing;
-  const hdrs = headersFor(outgoing);
-  const limit = connection.info?.max_payload ?? Infinity;
-  if (payload.length + sizeOf(hdrs) > limit) {
+  const limit = maxPayloadOf(connection);
+  const expected = { ...(id && { "Nats-Msg-Id": id }), ...(stream && { "Nats-Expected-Stream": stream }) };
+  const headersSize = wireSize({ ...outgoing.headers, ...expected });
+  if (payload.length + headersSize > limit) {
     throw new SortieError(
       "payload-too-large",
-      `The message for "${subject}" has ${payload.length} bytes and ${sizeOf(hdrs)} of headers; this server takes ${limit} in all (max_payload)`,
+      `The message for "${subject}" has ${payload.length} bytes and ${headersSize} of headers; this server takes ${limit} in all (max_payload)`,
     );
   }
   try {
     const options = {
-      headers: hdrs,
+      headers: headersFor(outgoing),
       timeout: Math.max(1, ms),
       ...(id && { msgID: id }),
       ...(stream && { expect: { streamName: stream } }),
@@ -45,15 +46,15 @@ export async function publish(connection: Connection, outgoing: Outgoing, ms: nu
   }
 }
 
+/** The most bytes that the server takes in one message, headers included. */
+export function maxPayloadOf(connection: Connection): number {
+  return connection.info?.max_payload ?? 1024 * 1024;
+}
+
 function headersFor({ headers: values = {} }: Outgoing): MsgHdrs {
   const hdrs = headers();
   for (const [name, value] of Object.entries(values)) hdrs.set(name, value);
   return hdrs;
-}
-
-/** At least the bytes that the headers take on the wire, with the status line and a message id. */
-function sizeOf(hdrs: MsgHdrs): number {
-  return hdrs.keys().reduce((sum, name) => sum + name.length + hdrs.get(name).length + 4, 12);
 }
 
 function explain(error: unknown, stream: string | undefined, subject: string): SortieError {

@@ -1,3 +1,4 @@
+import { headers } from "@nats-io/nats-core";
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import type { App } from "../../src/app.ts";
@@ -218,7 +219,6 @@ describe("a message that cannot be read", () => {
 
   it("leaves the server's own headers behind, which would command it", async () => {
     const { js, invoke } = await start(create().on(consumer(), () => {}));
-    const { headers } = await import("@nats-io/nats-core");
     const own = headers();
     own.set("Nats-Expected-Stream", "JOBS");
     own.set("X-Trace", "abc");
@@ -228,6 +228,26 @@ describe("a message that cannot be read", () => {
     expect(letter?.header.get("X-Trace")).toBe("abc");
     expect(letter?.header.get("Nats-Expected-Stream")).toBe("");
     expect(letter?.header.get("Sortie-Message-Id")).toBe("id-1");
+  });
+
+  it("fits the server's max_payload with its story: its own headers give way, then the error's text", async () => {
+    const { js, invoke } = await start(create().on(consumer(), () => {}));
+    const limit = 1024 * 1024;
+    for (const spare of [5_000, 800, 450]) {
+      const own = headers();
+      own.set("X-Small", "kept");
+      own.set("X-Large", "x".repeat(spare - 100));
+      await js.publish("jobs.a", new Uint8Array(limit - spare).fill(120), { headers: own });
+    }
+    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 3, deadLettered: 3 });
+    const letters = (await deadLetters()).toSorted((a, b) => Number(b?.data.length) - Number(a?.data.length));
+    expect(letters.map((letter) => letter?.data.length)).toEqual([limit - 450, limit - 800, limit - 5_000]);
+    expect(letters.map((letter) => letter?.header.get("Sortie-Reason"))).toEqual(Array(3).fill("undecodable"));
+    const [tight, , roomy] = letters.map((letter) => letter?.header);
+    expect(roomy?.get("X-Small")).toBe("kept");
+    expect(roomy?.get("X-Large")).toBe("");
+    expect(roomy?.get("Sortie-Error")).toMatch(/is not JSON in UTF-8/);
+    expect(tight?.get("Sortie-Error").length).toBeLessThan(150);
   });
 
   it("is retried where only its schema fails to answer", async () => {
