@@ -37,7 +37,7 @@ export async function read(delivery: Delivery, consumer: ConsumerDefinition): Pr
       "unknown-subject",
       `Stream "${consumer.stream.name}" is defined without a schema for "${subject}"`,
     );
-  const headers = headersOf(delivery.message);
+  const headers = new Map(headersOf(delivery.message).toReversed()); // of a name that comes twice, the first
   return {
     subject,
     data: await validate(subject, schema, decode(subject, data)),

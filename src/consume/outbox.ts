@@ -27,16 +27,8 @@ export function createOutbox(
   let closed = false;
 
   function add(make: (id: string) => Promise<Outgoing>): Promise<void> {
-    if (closed) {
-      return Promise.reject(
-        new SortieError(
-          "timed-out",
-          "The handler's time is over and its message will be retried: nothing is published any more",
-        ),
-      );
-    }
-    const outgoing = make(derivedId(delivery, prepared.length));
-    prepared.push(outgoing);
+    const outgoing = closed ? Promise.reject(tooLate()) : make(derivedId(delivery, prepared.length));
+    if (!closed) prepared.push(outgoing);
     const told = outgoing.then(() => {});
     told.catch(() => {}); // flush tells as well: a handler need not wait for each
     return told;
@@ -62,4 +54,11 @@ export function createOutbox(
       closed = true;
     },
   };
+}
+
+function tooLate(): SortieError {
+  return new SortieError(
+    "timed-out",
+    "The handler has ended, or its time is over: nothing is published for it any more",
+  );
 }

@@ -31,10 +31,11 @@ export async function runConsumer(
   };
   const handling = new Map<Delivery, Promise<void>>();
   const settling = new Set<Promise<void>>();
+  let pulling = true;
 
   const puller = openPuller(connection, { stream: report.stream, consumer: report.consumer }, (delivery) => {
     report.pulled += 1;
-    if (now() >= budget.stopAt) {
+    if (!pulling || now() >= budget.stopAt) {
       settleLater(delivery, { settlement: { kind: "return" }, attempts: delivery.deliveryCount - 1 });
       return;
     }
@@ -53,11 +54,17 @@ export async function runConsumer(
   }, consumer.ackWaitMs / 2);
 
   try {
-    while (now() < budget.stopAt) {
+    let roundTripMs = 0;
+    while (now() + roundTripMs < budget.stopAt) {
       const free = consumer.concurrency - handling.size;
       if (free === 0) {
         await Promise.race(handling.values());
-      } else if ((await puller.pull(free, Math.min(2_500, budget.stopAt - now()))) === "drained") {
+        continue;
+      }
+      const asked = now();
+      const end = await puller.pull(free, Math.min(2_500, budget.publishBy - asked));
+      roundTripMs = now() - asked;
+      if (end === "drained") {
         report.ended = "drained";
         break;
       }
@@ -66,9 +73,9 @@ export async function runConsumer(
     report.ended = "failed";
     report.error = textOf(error);
   }
-  await Promise.all(handling.values());
+  pulling = false; // what still comes, the answer to a pull that was given up, is returned
+  while (handling.size + settling.size > 0) await Promise.all([...handling.values(), ...settling]);
   clearInterval(heartbeat);
-  await Promise.all(settling);
   puller.close();
   return report;
 

@@ -1,7 +1,8 @@
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import { textOf } from "../errors.ts";
 import { type Delivery, derivedId, headersOf } from "../nats/delivery.ts";
-import { type Outgoing, wireSize } from "../publish/outgoing.ts";
+import { lineSize, type Outgoing, wireSize } from "../publish/outgoing.ts";
+import { idHeader } from "../schedule/schedule.ts";
 
 /** Why a message is in the dead letters. */
 export type DeadLetterReason =
@@ -45,28 +46,30 @@ export function deadLetterOf(
   const { data: payload, subject } = delivery.message;
   const id = derivedId(delivery, "dead-letter");
   const own = headersOf(delivery.message);
-  const messageId = own.get("Nats-Msg-Id");
-  const headers: Record<string, string> = {
-    [deadLetterHeaders.reason]: story.reason,
-    [deadLetterHeaders.stream]: stream.name,
-    [deadLetterHeaders.sequence]: `${delivery.sequence}`,
-    [deadLetterHeaders.subject]: subject,
-    [deadLetterHeaders.consumer]: name,
-    [deadLetterHeaders.attempts]: `${story.attempts}`,
-    [deadLetterHeaders.time]: new Date(story.now).toISOString(),
-    ...(messageId && { [deadLetterHeaders.messageId]: messageId }),
-  };
-  let room = maxPayload - payload.length - wireSize({ ...headers, "Nats-Msg-Id": id });
-  const error = headerValue(textOf(story.error)).slice(0, Math.max(0, room - deadLetterHeaders.error.length - 4));
-  add(deadLetterHeaders.error, error);
-  for (const [header, value] of own) if (!/^nats-/i.test(header) && !(header in headers)) add(header, value);
+  const first = (name: string) => own.find(([header]) => header === name)?.[1];
+  const messageId = first("Nats-Msg-Id") ?? first(idHeader);
+  const headers: [name: string, value: string][] = [
+    [deadLetterHeaders.reason, story.reason],
+    [deadLetterHeaders.stream, stream.name],
+    [deadLetterHeaders.sequence, `${delivery.sequence}`],
+    [deadLetterHeaders.subject, subject],
+    [deadLetterHeaders.consumer, name],
+    [deadLetterHeaders.attempts, `${story.attempts}`],
+    [deadLetterHeaders.time, new Date(story.now).toISOString()],
+  ];
+  if (messageId) headers.push([deadLetterHeaders.messageId, messageId]);
+  let room = maxPayload - payload.length - wireSize([...headers, ["Nats-Msg-Id", id], ["Nats-Expected-Stream", ""]]);
+  add(
+    deadLetterHeaders.error,
+    headerValue(textOf(story.error)).slice(0, Math.max(0, room - deadLetterHeaders.error.length - 4)),
+  );
+  for (const [header, value] of own) if (!/^(nats|sortie)-/i.test(header)) add(header, value);
   return { subject: deadLetter, payload, id, headers };
 
-  function add(header: string, value: string): void {
-    const size = wireSize({ [header]: value }) - wireSize({});
-    if (size > room) return;
-    headers[header] = value;
-    room -= size;
+  function add(...header: [name: string, value: string]): void {
+    if (lineSize(header) > room) return;
+    headers.push(header);
+    room -= lineSize(header);
   }
 }
 

@@ -47,7 +47,14 @@ export function storedAt(delivery: Delivery): Date {
   return new Date(Number(delivery.storedNs.slice(0, -6)));
 }
 
-/** The first value of each of the message's headers, by name as it was sent. */
-export function headersOf(message: Msg): Map<string, string> {
-  return new Map((message.headers?.keys() ?? []).map((name) => [name, message.headers?.get(name) ?? ""]));
+/** The message's headers as they were sent; none where the client cannot take them apart (a name with a space, say). */
+export function headersOf(message: Msg): [name: string, value: string][] {
+  try {
+    const { headers } = message;
+    return (headers?.keys() ?? []).flatMap((name) =>
+      (headers?.values(name) ?? []).map((value) => [name, value] as [string, string]),
+    );
+  } catch {
+    return [];
+  }
 }

@@ -10,7 +10,7 @@ import {
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
-import { scheduleSubject } from "../schedule/schedule.ts";
+import { scheduleSubjects } from "../schedule/schedule.ts";
 
 /** What applying one definition does. */
 export interface Step<Config> {
@@ -44,7 +44,7 @@ export function planStream(
   const schedules = definition.schedules && can.schedules;
   const wanted: OwnedStreamConfig = {
     name: definition.name,
-    subjects: schedules ? [...definition.subjects, scheduleSubject(definition.name, "*")] : [...definition.subjects],
+    subjects: schedules ? [...definition.subjects, scheduleSubjects(definition.name)] : [...definition.subjects],
     retention: definition.retention === "workqueue" ? RetentionPolicy.Workqueue : RetentionPolicy.Limits,
     storage: definition.storage === "memory" ? StorageType.Memory : StorageType.File,
     num_replicas: definition.replicas,

@@ -3,6 +3,9 @@ import { isLiteral } from "../define/subject.ts";
 import { SortieError } from "../errors.ts";
 import { decode, encode, validate } from "../schema.ts";
 
+/** Names and values; a name may come more than once. */
+export type Headers = readonly (readonly [name: string, value: string])[];
+
 /** A message that is ready to be published: validated and encoded. */
 export interface Outgoing {
   /** The stream that must store it; without one, whichever captures the subject. */
@@ -11,7 +14,7 @@ export interface Outgoing {
   readonly payload: Uint8Array;
   /** A second publish with the same id within the stream's duplicate window stores nothing. */
   readonly id?: string | undefined;
-  readonly headers?: Readonly<Record<string, string>>;
+  readonly headers?: Headers;
 }
 
 /** The stream, of those given, that has a schema for `subject`. Throws `unknown-subject` where none has. */
@@ -46,8 +49,11 @@ export async function preparePayload(
 }
 
 /** The bytes that headers take beside the payload (NATS ADR-4): both together must fit the server's max_payload. */
-export function wireSize(headers: Readonly<Record<string, string>>): number {
-  const bytes = (text: string) => new TextEncoder().encode(text).length;
-  const lines = Object.entries(headers).map(([name, value]) => bytes(name) + bytes(value) + ": \r\n".length);
-  return lines.reduce((sum, line) => sum + line, lines.length > 0 ? "NATS/1.0\r\n\r\n".length : 0);
+export function wireSize(headers: Headers): number {
+  return headers.reduce((sum, header) => sum + lineSize(header), "NATS/1.0\r\n\r\n".length);
+}
+
+/** The bytes that one header takes among others. */
+export function lineSize([name, value]: Headers[number]): number {
+  return new TextEncoder().encode(`${name}: ${value}\r\n`).length;
 }

@@ -20,8 +20,8 @@ export interface Published {
 export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
   const { stream, subject, payload, id } = outgoing;
   const limit = maxPayloadOf(connection);
-  const expected = { ...(id && { "Nats-Msg-Id": id }), ...(stream && { "Nats-Expected-Stream": stream }) };
-  const headersSize = wireSize({ ...outgoing.headers, ...expected });
+  const expected = { "Nats-Msg-Id": id ?? "", "Nats-Expected-Stream": stream ?? "" };
+  const headersSize = wireSize([...(outgoing.headers ?? []), ...Object.entries(expected)]);
   if (payload.length + headersSize > limit) {
     throw new SortieError(
       "payload-too-large",
@@ -51,9 +51,9 @@ export function maxPayloadOf(connection: Connection): number {
   return connection.info?.max_payload ?? 1024 * 1024;
 }
 
-function headersFor({ headers: values = {} }: Outgoing): MsgHdrs {
+function headersFor({ headers: values = [] }: Outgoing): MsgHdrs {
   const hdrs = headers();
-  for (const [name, value] of Object.entries(values)) hdrs.set(name, value);
+  for (const [name, value] of values) hdrs.append(name, value);
   return hdrs;
 }
 

@@ -3,7 +3,7 @@ import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { managerOn } from "../nats/jetstream.ts";
 import { within } from "../nats/within.ts";
-import { assertSchedules, scheduleSubject } from "./schedule.ts";
+import { assertSchedules, scheduleSubjects } from "./schedule.ts";
 
 /** What one scheduler invocation found. */
 export interface ReleaseReport {
@@ -26,7 +26,7 @@ export async function release(
   const counted = streams
     .filter((stream) => stream.schedules)
     .map(async ({ name }) => {
-      const subject = scheduleSubject(name, "*");
+      const subject = scheduleSubjects(name);
       assertSchedules(connection, subject);
       const { config, state } = await jsm.streams.info(name, { subjects_filter: subject });
       if (!config.allow_msg_schedules) {

@@ -3,7 +3,7 @@ import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { serverIsAtLeast } from "../nats/jetstream.ts";
-import type { Outgoing } from "../publish/outgoing.ts";
+import type { Headers, Outgoing } from "../publish/outgoing.ts";
 
 /** When a message is released: after a while, or at a point in time. */
 export type When = { in: Duration; at?: never } | { at: Date | string; in?: never };
@@ -19,9 +19,14 @@ const schedulesNeed = "2.12";
 /** The header that carries a message's id through its release: the server drops `Nats-Msg-Id` there. */
 export const idHeader = "Sortie-Id";
 
-/** Where a stream keeps its schedules, one subject each; `*` for all of them. */
+/** Where a stream keeps its schedules, one subject each. */
 export function scheduleSubject(stream: string, id: string): string {
-  return `sortie.schedule.${stream}.${id === "*" ? id : tokenOf(id)}`;
+  return `sortie.schedule.${stream}.${tokenOf(id)}`;
+}
+
+/** All the subjects where a stream keeps its schedules. */
+export function scheduleSubjects(stream: string): string {
+  return `sortie.schedule.${stream}.*`;
 }
 
 /**
@@ -45,12 +50,11 @@ export function scheduled(
       `${what} at ${at.toISOString()} would be deleted before it is due: stream "${stream.name}" keeps messages for ${stream.maxAgeMs / 1000} s (maxAge)`,
     );
   }
-  const headers = {
-    ...outgoing.headers,
-    [idHeader]: id,
-    "Nats-Schedule": `@at ${at.toISOString()}`,
-    "Nats-Schedule-Target": outgoing.subject,
-  };
+  const headers: Headers = [
+    [idHeader, id],
+    ["Nats-Schedule", `@at ${at.toISOString()}`],
+    ["Nats-Schedule-Target", outgoing.subject],
+  ];
   return { at, outgoing: { ...outgoing, subject: scheduleSubject(stream.name, id), headers } };
 }
 
