@@ -11,8 +11,8 @@ export interface App<Stream extends StreamDefinition = StreamDefinition> {
   readonly bindings: readonly Binding[];
   /**
    * Gives a consumer its handler.
-   * @throws SortieError `invalid-definition` for a consumer that has one already, whose stream is not the app's, or whose
-   * dead letters no stream of the app would store.
+   * @throws SortieError `invalid-definition` for a consumer that has one already, whose stream is not the app's, whose dead
+   * letters no stream of the app would store, or whose ack-wait outlasts the memory of a stream for message ids.
    */
   on<S extends Subjects, Filter extends string>(
     consumer: ConsumerDefinition<S, Filter>,
@@ -55,6 +55,13 @@ export function createApp<const Streams extends readonly StreamDefinition[]>({
         throw new SortieError(
           "invalid-definition",
           `${what}: no stream of the app captures its dead letters at "${consumer.deadLetter}"; add one, such as defineStream("DEAD", { captures: ["dead.>"] })`,
+        );
+      }
+      const forgetful = streams.find(({ duplicateWindowMs }) => duplicateWindowMs <= consumer.ackWaitMs);
+      if (forgetful) {
+        throw new SortieError(
+          "invalid-definition",
+          `${what}: its ackWait (${consumer.ackWaitMs} ms) is not shorter than the duplicateWindow of stream "${forgetful.name}" (${forgetful.duplicateWindowMs} ms), so that what a redelivery publishes again would be stored twice; raise the one or lower the other`,
         );
       }
       bindings.push({ consumer, handler } as unknown as Binding); // what the filter lets through is what the handler takes

@@ -16,5 +16,5 @@ export function toMs(duration: Duration, what: string): number {
       `${what}: expected milliseconds or a duration such as "30s", "5m" or "7d", got ${JSON.stringify(duration)}`,
     );
   }
-  return ms;
+  return Math.round(ms);
 }

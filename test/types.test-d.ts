@@ -51,6 +51,10 @@ describe("a consumer", () => {
   it("takes only filters that its stream knows", () => {
     // @ts-expect-error no such subject
     () => defineConsumer(orders, "x", { filter: "orders.cancelled", deadLetter });
+    // @ts-expect-error one of two
+    () => defineConsumer(orders, "x", { filter: ["orders.placed", "orders.cancelled"], deadLetter });
+    const both = ["orders.placed", "audit.eu.seen"] as const;
+    () => defineConsumer(orders, "x", { filter: both, deadLetter });
     // @ts-expect-error a wildcard is one token
     () => defineConsumer(orders, "x", { filter: "*", deadLetter });
     // @ts-expect-error what has no schema cannot be handled

@@ -37,7 +37,14 @@ export function logJson(entry: object): void {
 export function reported(report: InvocationReport): InvocationReport {
   const eventful = ({ pulled, ended }: ConsumerReport) => pulled > 0 || ended !== "drained";
   if (report.consumers.some(eventful)) logJson({ event: "invocation", ...report });
-  const failed = report.consumers.flatMap(({ error }) => error ?? []);
+  const failed = report.consumers.flatMap(({ error, stream, consumer, unconfirmed }) => [
+    ...(error ? [error] : []),
+    ...(unconfirmed > 0
+      ? [
+          `Consumer "${consumer}" of stream "${stream}": the server confirmed ${unconfirmed} settlements too late or not at all; these messages come again`,
+        ]
+      : []),
+  ]);
   if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;
 }

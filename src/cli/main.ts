@@ -2,7 +2,7 @@
 import { resolve } from "node:path";
 import { Command } from "commander";
 import { createJiti } from "jiti";
-import { SortieError } from "../errors.ts";
+import { SortieError, textOf } from "../errors.ts";
 import { connect, disconnect } from "../nats/connection.ts";
 import { type Applied, apply } from "../provision/apply.ts";
 import { collect } from "./definitions.ts";
@@ -20,7 +20,13 @@ program
     const { NATS_CREDS: creds, NATS_TOKEN: token } = process.env;
     const connection = await connect({ url: server, creds, token, name: "sortie apply" }, 10_000);
     try {
-      for (const line of await apply(connection, definitions)) console.log(lineOf(line));
+      await apply(connection, definitions, (applied) => console.log(lineOf(applied))).catch((error: unknown) => {
+        throw error instanceof SortieError
+          ? error
+          : new SortieError("connection-lost", `Stopped by the server or the network: ${textOf(error)}`, {
+              cause: error,
+            });
+      });
     } finally {
       await disconnect(connection);
     }
@@ -35,5 +41,6 @@ try {
   await program.parseAsync();
 } catch (error) {
   console.error(error instanceof SortieError ? error.message : error);
-  process.exitCode = 1;
+  process.exit(1);
 }
+process.exit(0); // not held up by a peer that does not close

@@ -26,12 +26,6 @@ export async function attempt(
 ): Promise<Outcome> {
   const { budget, connection, signal, now } = shared;
   const { deliveryCount } = delivery;
-  if (deliveryCount > consumer.retry.attempts) {
-    const error = new Error(
-      `delivered ${deliveryCount - 1} times and never settled: its function was killed, or its dead letter refused, each time`,
-    );
-    return { settlement: { kind: "dead-letter", reason: "never-settled" }, error, attempts: deliveryCount - 1 };
-  }
   let message: Message;
   try {
     message = await within(budget.abandonAt - now(), "the schema", read(delivery, consumer));
@@ -39,12 +33,19 @@ export async function attempt(
     const reason = unreadable(error);
     return reason ? { settlement: { kind: "dead-letter", reason }, error, attempts: 0 } : failed(error);
   }
+  if (deliveryCount > consumer.retry.attempts) {
+    const error = new Error(
+      `${deliveryCount - 1} deliveries were never settled: each time its function ended before, or its dead letter was refused`,
+    );
+    return { settlement: { kind: "dead-letter", reason: "never-settled" }, error, attempts: deliveryCount - 1 };
+  }
   const outbox = createOutbox(connection, shared.streams, delivery, now);
   const { publish, schedule } = outbox;
   try {
     const context = { publish, schedule, signal, remaining: () => Math.max(0, budget.stopAt - now()) };
     const handled = (async () => handler(message, context))();
     await within(budget.abandonAt - now(), `the handler of consumer "${consumer.name}"`, handled);
+    outbox.close();
     const ms = budget.publishBy - now();
     await within(ms, "publishing what the handler wants published", outbox.flush(ms));
     return { settlement: { kind: "ack" }, attempts: deliveryCount };

@@ -2,7 +2,7 @@ import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { type Delivery, derivedId } from "../nats/delivery.ts";
-import { type Outgoing, prepare, streamFor } from "../publish/outgoing.ts";
+import { assertId, type Outgoing, prepare, streamFor } from "../publish/outgoing.ts";
 import { publish } from "../publish/publish.ts";
 import { assertSchedules, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
 
@@ -24,10 +24,13 @@ export function createOutbox(
   now: () => number,
 ): Outbox {
   const prepared: Promise<Outgoing>[] = [];
+  const ordinals = new Map<string, number>(); // by subject: a handler may call in another order the next time
   let closed = false;
 
-  function add(make: (id: string) => Promise<Outgoing>): Promise<void> {
-    const outgoing = closed ? Promise.reject(tooLate()) : make(derivedId(delivery, prepared.length));
+  function add(what: string, make: (id: string) => Promise<Outgoing>): Promise<void> {
+    const ordinal = ordinals.get(what) ?? 0;
+    ordinals.set(what, ordinal + 1);
+    const outgoing = closed ? Promise.reject(tooLate()) : make(derivedId(delivery, `${what}.${ordinal}`));
     if (!closed) prepared.push(outgoing);
     const told = outgoing.then(() => {});
     told.catch(() => {}); // flush tells as well: a handler need not wait for each
@@ -36,10 +39,13 @@ export function createOutbox(
 
   return {
     publish(subject, data, options) {
-      return add(async (id) => ({ ...(await prepare(streams, subject, data)), id: options?.id ?? id }));
+      return add(subject, async (id) => {
+        if (options?.id !== undefined) assertId(options.id, `A message for "${subject}"`);
+        return { ...(await prepare(streams, subject, data)), id: options?.id ?? id };
+      });
     },
     schedule(subject, data, options) {
-      return add(async (id) => {
+      return add(`schedule ${subject}`, async (id) => {
         assertSchedules(connection, subject);
         const outgoing = await prepare(streams, subject, data);
         const schedule = scheduled(outgoing, streamFor(streams, subject), { ...options, id: options.id ?? id }, now());

@@ -72,10 +72,11 @@ export async function runConsumer(
   } catch (error) {
     report.ended = "failed";
     report.error = textOf(error);
+  } finally {
+    pulling = false; // what still comes, the answer to a pull that was given up, is returned
+    while (handling.size + settling.size > 0) await Promise.allSettled([...handling.values(), ...settling]);
+    clearInterval(heartbeat);
   }
-  pulling = false; // what still comes, the answer to a pull that was given up, is returned
-  while (handling.size + settling.size > 0) await Promise.all([...handling.values(), ...settling]);
-  clearInterval(heartbeat);
   puller.close();
   return report;
 

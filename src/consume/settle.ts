@@ -7,6 +7,9 @@ import { within } from "../nats/within.ts";
 import { maxPayloadOf, publish } from "../publish/publish.ts";
 import type { Settlement } from "./settlement.ts";
 
+/** How long to wait for a word of the server that is lost, as when a consumer's leader changes: functions are billed for it. */
+const patienceMs = 5_000;
+
 /** How a delivery is to leave, and why. */
 export interface Outcome {
   readonly settlement: Settlement;
@@ -27,7 +30,7 @@ export async function settle(
   outcome: Outcome,
   { now, by }: { now: () => number; by: number },
 ): Promise<Outcome> {
-  const left = () => Math.max(1, by - now());
+  const left = () => Math.max(1, Math.min(patienceMs, by - now()));
   const settled =
     outcome.settlement.kind === "dead-letter" ? await deadLetter(outcome, outcome.settlement.reason) : outcome;
   const confirmed = connection.request(delivery.ackSubject, wire(settled.settlement), { timeout: left() });

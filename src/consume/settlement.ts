@@ -38,5 +38,6 @@ export function decideFailure(error: unknown, attempt: number, retry: RetryPolic
 }
 
 function markOf(error: unknown): { deadLetter?: boolean; retryAfterMs?: number } {
-  return error instanceof Error && mark in error ? (error[mark] as object) : {};
+  const found = error instanceof Error && mark in error ? error[mark] : undefined;
+  return typeof found === "object" && found !== null ? found : {};
 }

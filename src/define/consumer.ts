@@ -4,14 +4,28 @@ import { exponential, type RetryPolicy } from "./retry.ts";
 import type { StreamDefinition, Subjects } from "./stream.ts";
 import { assertName, assertPattern, type Covers, covers, isLiteral, type Literal } from "./subject.ts";
 
-/** The subjects of a stream's schemas that a filter lets through. */
-export type Filtered<S extends Subjects, Filter extends string> = {
-  [Subject in keyof S & string]: Covers<Filter, Subject> extends true
-    ? Subject
-    : Filter extends Literal<Subject>
-      ? Subject
-      : never;
-}[keyof S & string];
+/** The subjects of a stream's schemas that a filter lets through; of several filters, that any of them does. */
+export type Filtered<S extends Subjects, Filter extends string> = Filter extends string
+  ? {
+      [Subject in keyof S & string]: Covers<Filter, Subject> extends true
+        ? Subject
+        : Filter extends Literal<Subject>
+          ? Subject
+          : never;
+    }[keyof S & string]
+  : never;
+
+/** The filters that let something through. */
+type Valid<S extends Subjects, Filter extends string> = Filter extends string
+  ? [Filtered<S, Filter>] extends [never]
+    ? never
+    : Filter
+  : never;
+
+/** Nothing to add where every filter is valid; else what `filter` should have been. */
+type OnlyValid<S extends Subjects, Filter extends string> = [Filter] extends [Valid<S, Filter>]
+  ? unknown
+  : { filter: Valid<S, Filter> | readonly Valid<S, Filter>[] };
 
 export interface ConsumerOptions<Filter extends string> {
   /** The subjects to receive, of those that the stream declares; wildcards allowed. @default all of them */
@@ -50,7 +64,7 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
 export function defineConsumer<S extends Subjects, const Filter extends string = keyof S & string>(
   stream: StreamDefinition<S>,
   name: string,
-  options: ConsumerOptions<[Filtered<S, Filter>] extends [never] ? never : Filter>,
+  options: ConsumerOptions<Filter> & OnlyValid<S, Filter>,
 ): ConsumerDefinition<S, Filter> {
   const what = `Consumer "${name}" of stream "${stream.name}"`;
   assertName(name, what);
@@ -76,6 +90,13 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
       `${what}: its filter catches its own deadLetter subject "${deadLetter}"; use another subject or a narrower filter`,
     );
   }
+  const { maxAckPending = -1 } = options;
+  if (maxAckPending !== -1 && !(Number.isInteger(maxAckPending) && maxAckPending >= 1)) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected maxAckPending to be -1 or a whole number from 1, got ${maxAckPending}`,
+    );
+  }
   const ackWaitMs = toMs(options.ackWait ?? "30s", `${what}, ackWait`);
   if (ackWaitMs < 1_000)
     throw new SortieError("invalid-definition", `${what}: expected ackWait of a second or more, got ${ackWaitMs} ms`);
@@ -88,7 +109,7 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     retry,
     deadLetter,
     ackWaitMs,
-    maxAckPending: options.maxAckPending ?? -1,
+    maxAckPending,
   };
 }
 

@@ -22,15 +22,15 @@ export interface StreamOptions<S extends Subjects> {
   replicas?: number;
   /** Messages older than this are deleted. @default unlimited */
   maxAge?: Duration;
-  /** Above this many messages the oldest are deleted. @default unlimited */
+  /** Above this many messages the oldest are deleted; a work queue, which must lose none, takes no more. @default unlimited */
   maxMessages?: number;
-  /** Above this many bytes the oldest messages are deleted. @default unlimited */
+  /** As `maxMessages`, in bytes. @default unlimited */
   maxBytes?: number;
   /** How long a message id is remembered, so that a second publish with it stores nothing. @default "2m", or `maxAge` where that is shorter */
   duplicateWindow?: Duration;
   /**
    * Whether messages can be scheduled into this stream (nats-server 2.12; older ones get the stream without).
-   * @default true where the subjects have schemas
+   * @default true where the subjects have schemas and no `maxMessages` or `maxBytes` could push a schedule out
    */
   schedules?: boolean;
 }
@@ -95,10 +95,31 @@ export function defineStream<const S extends Subjects = Record<never, never>>(
     options.duplicateWindow === undefined
       ? Math.min(120_000, maxAgeMs || Infinity)
       : toMs(options.duplicateWindow, `${what}, duplicateWindow`);
+  if (duplicateWindowMs < 1_000) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected duplicateWindow of a second or more, got ${duplicateWindowMs} ms`,
+    );
+  }
   if (maxAgeMs > 0 && duplicateWindowMs > maxAgeMs) {
     throw new SortieError(
       "invalid-definition",
       `${what}: duplicateWindow (${duplicateWindowMs} ms) must not be longer than maxAge (${maxAgeMs} ms)`,
+    );
+  }
+  const { maxMessages = -1, maxBytes = -1, replicas = 1 } = options;
+  const limited = maxMessages !== -1 || maxBytes !== -1;
+  for (const [option, value] of Object.entries({ maxMessages, maxBytes, replicas })) {
+    if (Number.isInteger(value) && (value >= 1 || (value === -1 && option !== "replicas"))) continue;
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected ${option} to be a whole number from 1, got ${value}`,
+    );
+  }
+  if (limited && options.schedules) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: maxMessages and maxBytes would push schedules out before they are due; leave them out, or set \`schedules: false\``,
     );
   }
   return {
@@ -108,12 +129,12 @@ export function defineStream<const S extends Subjects = Record<never, never>>(
     schemas,
     retention,
     storage: options.storage ?? "file",
-    replicas: options.replicas ?? 1,
+    replicas,
     maxAgeMs,
-    maxMessages: options.maxMessages ?? -1,
-    maxBytes: options.maxBytes ?? -1,
+    maxMessages,
+    maxBytes,
     duplicateWindowMs,
-    schedules: options.schedules ?? Object.keys(schemas).length > 0,
+    schedules: options.schedules ?? (Object.keys(schemas).length > 0 && !limited),
   };
 }
 

@@ -71,7 +71,16 @@ function parseUrl(text: string) {
     );
   }
   const host = `${url.protocol}//${url.host}`;
-  const [user, pass] = [decodeURIComponent(url.username), decodeURIComponent(url.password)];
+  const [user, pass] = [url.username, url.password].map((part) => {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      throw new SortieError(
+        "invalid-option",
+        "NATS_URL: expected its user and password to be percent-encoded: `%` itself is `%25`",
+      );
+    }
+  });
   return { host, user, pass, servers: `${host}${url.pathname}${url.search}` };
 }
 

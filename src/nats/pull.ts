@@ -11,16 +11,17 @@ export interface Puller {
   /**
    * Asks for up to `batch` deliveries that are there now, and answers when the last of them has been handed over, or
    * fails after `ms`.
-   * @throws SortieError `consumer-missing`, `connection-lost` or `timed-out`.
+   * @throws SortieError `consumer-missing`, `stream-refused`, `connection-lost` or `timed-out`.
    */
   pull(batch: number, ms: number): Promise<PullEnd>;
   close(): void;
 }
 
 /**
- * Pulls from one consumer over one subscription. A pull carries `no_wait` and an `expires` of one millisecond: the server
- * answers at once when it has something or nothing, and after that millisecond where a bare `no_wait` stays unanswered
- * (a consumer at its max_ack_pending).
+ * Pulls from one consumer over one subscription. A pull carries `no_wait` and an `expires` of a few milliseconds: the
+ * server answers at once when it has something, and when they are over where it has nothing, or where a bare `no_wait`
+ * stays unanswered (a consumer at its max_ack_pending). A busy server may let them pass unserved: where the last delivery
+ * said that more were waiting, the pull is repeated once, with more patience.
  */
 export function openPuller(
   connection: Connection,
@@ -30,6 +31,7 @@ export function openPuller(
   const what = `Consumer "${consumer}" of stream "${stream}"`;
   const prefix = createInbox();
   let pulls = 0;
+  let pending = 0; // on the consumer, behind the last delivery
   let current:
     | { subject: string; batch: number; received: number; end: (end: PullEnd | SortieError) => void }
     | undefined;
@@ -38,6 +40,7 @@ export function openPuller(
     callback: (error, message) => {
       const delivery = error ? undefined : deliveryOf(message);
       if (delivery) {
+        pending = delivery.pending;
         onDelivery(delivery);
         if (!current) return;
         current.received += 1;
@@ -51,21 +54,27 @@ export function openPuller(
     },
   });
 
+  function ask(batch: number, ms: number, expiresMs: number): Promise<PullEnd | SortieError> {
+    pulls += 1;
+    const subject = `${prefix}.${pulls}`;
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    return new Promise<PullEnd | SortieError>((resolve) => {
+      current = { subject, batch, received: 0, end: resolve };
+      const silence = new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(ms)} ms`);
+      timer = setTimeout(() => resolve(silence), ms);
+      const request = JSON.stringify({ batch, no_wait: true, expires: expiresMs * 1_000_000 });
+      connection.publish(`$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`, request, { reply: subject });
+    }).finally(() => {
+      clearTimeout(timer);
+      current = undefined;
+    });
+  }
+
   return {
     async pull(batch, ms) {
-      pulls += 1;
-      const subject = `${prefix}.${pulls}`;
-      let timer: ReturnType<typeof setTimeout> | undefined;
-      const end = await new Promise<PullEnd | SortieError>((resolve) => {
-        current = { subject, batch, received: 0, end: resolve };
-        const silence = new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(ms * 0.8)} ms`);
-        timer = setTimeout(() => resolve(silence), ms * 0.8);
-        const request = JSON.stringify({ batch, no_wait: true, expires: 1_000_000 });
-        connection.publish(`$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`, request, { reply: subject });
-      }).finally(() => {
-        clearTimeout(timer);
-        current = undefined;
-      });
+      const giveUpAt = Date.now() + ms * 0.8;
+      let end = await ask(batch, giveUpAt - Date.now(), 5);
+      if (end === "drained" && pending > 0) end = await ask(batch, giveUpAt - Date.now(), 25);
       if (!(end instanceof SortieError)) return end;
       if (end.code !== "timed-out") throw end;
       throw await explainSilence(connection, { stream, consumer }, end, ms * 0.2);
@@ -85,7 +94,7 @@ function statusOf(message: Msg, received: number, what: string): PullEnd | Sorti
       return undefined;
     case 404:
       return "drained";
-    case 408: // the millisecond was over: with nothing to give, or in the middle of handing out
+    case 408: // its time was over: with nothing to give, or in the middle of handing out
       return received > 0 ? "more" : "drained";
     case 409:
       if (/deleted/i.test(description)) return missing(what);

@@ -22,18 +22,27 @@ export interface Definitions {
 }
 
 /**
- * Makes the streams and consumers on the server as they are defined; running it again changes nothing.
+ * Makes the streams and consumers on the server as they are defined, one after the other, telling `log` of each; running
+ * it again changes nothing.
  * @throws SortieError `provision-refused`, before anything is changed for that definition.
  */
-export async function apply(connection: Connection, { streams, consumers }: Definitions): Promise<Applied[]> {
+export async function apply(
+  connection: Connection,
+  { streams, consumers }: Definitions,
+  log: (applied: Applied) => void = () => {},
+): Promise<Applied[]> {
   const jsm = await managerOn(connection);
   const can = { schedules: serverIsAtLeast(connection, "2.12"), manyFilters: serverIsAtLeast(connection, "2.10") };
   const applied: Applied[] = [];
+  const done = (one: Applied) => {
+    applied.push(one);
+    log(one);
+  };
   for (const definition of streams) {
     const { name } = definition;
     const step = planStream(definition, await found(jsm.streams.info(name).then(({ config }) => config)), can);
     const [create, update] = [() => jsm.streams.add(step.config), () => jsm.streams.update(name, step.config)];
-    applied.push(await carryOut("stream", name, step, create, update));
+    done(await carryOut("stream", name, step, create, update));
   }
   for (const definition of consumers) {
     const { name, stream } = definition;
@@ -47,7 +56,7 @@ export async function apply(connection: Connection, { streams, consumers }: Defi
       () => jsm.consumers.add(stream.name, step.config),
       () => jsm.consumers.update(stream.name, name, step.config),
     ];
-    applied.push(await carryOut("consumer", `${stream.name}/${name}`, step, create, update));
+    done(await carryOut("consumer", `${stream.name}/${name}`, step, create, update));
   }
   return applied;
 }

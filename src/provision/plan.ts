@@ -52,13 +52,12 @@ export function planStream(
     max_msgs: definition.maxMessages,
     max_bytes: definition.maxBytes,
     duplicate_window: ns(definition.duplicateWindowMs),
+    discard: definition.retention === "workqueue" && !definition.schedules ? DiscardPolicy.New : DiscardPolicy.Old,
     ...(schedules && { allow_msg_schedules: true }),
   };
   const step = compare(wanted, current);
   if (current && step.action === "update") refuseLoss(definition.name, wanted, current);
-  return step.action === "create"
-    ? { ...step, config: { ...wanted, allow_direct: true, discard: DiscardPolicy.Old } }
-    : step;
+  return step.action === "create" ? { ...step, config: { ...wanted, allow_direct: true } } : step;
 }
 
 /** What it takes to make a consumer as defined. Throws `provision-refused` for what the server is too old for. */
@@ -80,6 +79,10 @@ export function planConsumer(
     ack_wait: ns(definition.ackWaitMs),
     max_deliver: -1, // attempts are ours to count: past the server's limit a message would stay behind, unseen
     max_ack_pending: definition.maxAckPending,
+    // what someone else may have set: delays on top of our own, payloads left out, an end after idle hours
+    ...(current?.backoff?.length && { backoff: [] }),
+    ...(current?.headers_only && { headers_only: false }),
+    ...(current?.inactive_threshold && { inactive_threshold: 0 }),
     ...(others.length === 0 ? { filter_subject: first as string } : { filter_subjects: [...definition.filters] }),
   };
   const step = compare(wanted, current);

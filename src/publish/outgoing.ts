@@ -6,6 +6,8 @@ import { decode, encode, validate } from "../schema.ts";
 /** Names and values; a name may come more than once. */
 export type Headers = readonly (readonly [name: string, value: string])[];
 
+const maxSubjectLength = 512; // a subject beyond the server's control line would cost the whole connection
+
 /** A message that is ready to be published: validated and encoded. */
 export interface Outgoing {
   /** The stream that must store it; without one, whichever captures the subject. */
@@ -17,14 +19,24 @@ export interface Outgoing {
   readonly headers?: Headers;
 }
 
+/** Throws `invalid-option` for an id that no header can carry, or that is beyond all use. */
+export function assertId(id: string, what: string): void {
+  if (typeof id === "string" && id.isWellFormed() && /^[^\p{Cc}]{1,255}$/u.test(id)) return;
+  throw new SortieError(
+    "invalid-option",
+    `${what}: expected an id of 1 to 255 characters without control characters, got ${JSON.stringify(id)?.slice(0, 300)}`,
+  );
+}
+
 /** The stream, of those given, that has a schema for `subject`. Throws `unknown-subject` where none has. */
 export function streamFor(streams: readonly StreamDefinition[], subject: string): StreamDefinition {
-  const stream = isLiteral(subject) ? streams.find((stream) => schemaOf(stream, subject)) : undefined;
+  const fits = isLiteral(subject) && subject.length <= maxSubjectLength;
+  const stream = fits ? streams.find((stream) => schemaOf(stream, subject)) : undefined;
   if (stream) return stream;
   const known = streams.flatMap((stream) => Object.keys(stream.schemas)).join(", ");
   throw new SortieError(
     "unknown-subject",
-    `No stream of this app has a schema for "${subject}". It knows: ${known || "no subject at all"}`,
+    `No stream of this app has a schema for "${subject.slice(0, maxSubjectLength)}". It knows: ${known || "no subject at all"}`,
   );
 }
 

@@ -3,7 +3,7 @@ import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { serverIsAtLeast } from "../nats/jetstream.ts";
-import type { Headers, Outgoing } from "../publish/outgoing.ts";
+import { assertId, type Headers, type Outgoing } from "../publish/outgoing.ts";
 
 /** When a message is released: after a while, or at a point in time. */
 export type When = { in: Duration; at?: never } | { at: Date | string; in?: never };
@@ -15,6 +15,11 @@ export type ScheduleOptions = When & {
 
 /** The first server that releases messages by itself (NATS ADR-51). */
 const schedulesNeed = "2.12";
+
+const rfc3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/i;
+
+/** The server counts nanoseconds in 64 bits; a later time would wrap round and be released at once. */
+const latestMs = Date.parse("2262-04-11T00:00:00Z");
 
 /** The header that carries a message's id through its release: the server drops `Nats-Msg-Id` there. */
 export const idHeader = "Sortie-Id";
@@ -44,6 +49,9 @@ export function scheduled(
   if (!stream.schedules) {
     throw new SortieError("schedule-refused", `${what}: stream "${stream.name}" is defined with \`schedules: false\``);
   }
+  if (at.getTime() > latestMs) {
+    throw new SortieError("schedule-refused", `${what} at ${at.toISOString()}: the server's clock ends in April 2262`);
+  }
   if (stream.maxAgeMs > 0 && at.getTime() - now >= stream.maxAgeMs) {
     throw new SortieError(
       "schedule-refused",
@@ -62,19 +70,22 @@ function dueAt(when: When, now: number, what: string): Date {
   if ((when.in === undefined) === (when.at === undefined)) {
     throw new SortieError("invalid-option", `${what}: expected either \`in\` or \`at\``);
   }
+  if (typeof when.at === "string" && !rfc3339.test(when.at)) throw malformed(when.at);
   const at = when.in === undefined ? new Date(when.at) : new Date(now + toMs(when.in, what));
-  if (Number.isNaN(at.getTime())) {
-    throw new SortieError(
+  if (Number.isNaN(at.getTime())) throw malformed(when.at ?? when.in);
+  return at;
+
+  function malformed(got: unknown): SortieError {
+    return new SortieError(
       "invalid-option",
-      `${what}: expected \`at\` to be a Date or an RFC 3339 time, got ${JSON.stringify(when.at)}`,
+      `${what}: expected \`at\` to be a Date or an RFC 3339 time with its offset, such as "2030-01-01T10:00:00Z", got ${JSON.stringify(got)}`,
     );
   }
-  return at;
 }
 
 /** One subject token for any id, different ids giving different tokens. */
 function tokenOf(id: string): string {
-  if (id === "") throw new SortieError("invalid-option", "A schedule's id must not be empty");
+  assertId(id, "A schedule");
   return encodeURIComponent(id).replace(/[.*!'()~]/g, (char) => `%${char.charCodeAt(0).toString(16).toUpperCase()}`);
 }
 

@@ -9,12 +9,15 @@ import {
   defineConsumer,
   defineStream,
   fixed,
+  type Handler,
   NonRetriableError,
   RetryAfterError,
   type Schema,
 } from "../../src/index.ts";
 import { connect } from "../../src/nats/connection.ts";
-import { startProxy } from "../support/peers.ts";
+import { apply } from "../../src/provision/apply.ts";
+import { altered, losing } from "../support/connections.ts";
+import { publishRaw, startProxy } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number() });
@@ -27,6 +30,8 @@ const base = { filter: "jobs.a", deadLetter: "dead.jobs", retry: { attempts: 3, 
 const consumer = (options: Partial<ConsumerOptions<"jobs.a">> = {}) =>
   defineConsumer(jobs, "worker", { ...base, ...options });
 const create = () => createApp({ streams: [jobs, dead] });
+
+const isAck = (subject: string) => subject.startsWith("$JS.ACK");
 
 let system: System;
 afterEach(() => system[Symbol.asyncDispose]());
@@ -250,6 +255,38 @@ describe("a message that cannot be read", () => {
     expect(tight?.get("Sortie-Error").length).toBeLessThan(150);
   });
 
+  it.each([
+    ["a name with a space", "X A: 1"],
+    ["a name that is not ASCII", "ключ: 1"],
+    ["a line break in a value", "X-A: a\nb"],
+    ["no colon", "broken"],
+  ])("goes there with headers that no client can read: %s", async (_, header) => {
+    const { invoke, server } = await start(create().on(consumer(), () => {}));
+    await publishRaw(server.tcpUrl, "jobs.a", `NATS/1.0\r\n${header}\r\n\r\n`, "not JSON");
+    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 1, deadLettered: 1 });
+    expect((await deadLetters())[0]?.string()).toBe("not JSON");
+  });
+
+  it("keeps its reason, however often the dead letter was refused before", async () => {
+    const { js, invoke } = await start(create().on(consumer(), () => {}));
+    await system.jsm.streams.delete("DEAD");
+    await js.publish("jobs.a", "not JSON");
+    await expect.poll(async () => (await invoke()) && system.events.length, { interval: 50 }).toBe(5);
+    await system.jsm.streams.add({ name: "DEAD", subjects: ["dead.>"] });
+    await expect.poll(async () => (await invoke()).consumers[0]?.deadLettered, { interval: 50 }).toBe(1);
+    expect((await deadLetters())[0]?.header.get("Sortie-Reason")).toBe("undecodable");
+  });
+
+  it("keeps a header's every value", async () => {
+    const { js, invoke } = await start(create().on(consumer(), () => {}));
+    const own = headers();
+    own.append("X-A", "1");
+    own.append("X-A", "2");
+    await js.publish("jobs.a", "not JSON", { headers: own });
+    await invoke();
+    expect((await deadLetters())[0]?.header.values("X-A")).toEqual(["1", "2"]);
+  });
+
   it("is retried where only its schema fails to answer", async () => {
     let asked = 1;
     const flaky: Schema<{ n: number }> = {
@@ -309,6 +346,38 @@ describe("dead-lettering", () => {
     expect(await deadLetters()).toHaveLength(1);
   });
 
+  it("stores one letter even where the termination was lost after it", async () => {
+    const { publish, invoke } = await start(
+      create().on(consumer({ ackWait: "1s" }), () => {
+        throw new NonRetriableError("no");
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    const connect = async () => losing(await system.connect(), isAck);
+    expect((await invoke({ connect, budgetMs: 1_000 })).consumers[0]).toMatchObject({
+      deadLettered: 0,
+      unconfirmed: 1,
+    });
+    await expect.poll(async () => (await invoke()).consumers[0]?.deadLettered, { timeout: 10_000 }).toBe(1);
+    expect(await deadLetters()).toHaveLength(1);
+  });
+
+  it("takes a message of a stream that was made anew for another one", async () => {
+    const app = create().on(consumer(), () => {
+      throw new NonRetriableError("no");
+    });
+    const { publish, invoke } = await start(app);
+    for (const round of [1, 2]) {
+      expect(await publish("jobs.a", { n: round })).toBe(1);
+      await invoke();
+      await system.jsm.streams.delete("JOBS");
+      const connection = await system.connect();
+      await apply(connection, { streams: app.streams, consumers: app.bindings.map((binding) => binding.consumer) });
+      await connection.close();
+    }
+    expect((await deadLetters()).map((letter) => letter?.json())).toEqual([{ n: 1 }, { n: 2 }]);
+  });
+
   it("ends the run of a message whose function never came to settle it", async () => {
     const { publish, invoke } = await start(create().on(consumer({ ackWait: "1s" }), () => {}));
     await publish("jobs.a", { n: 1 });
@@ -345,19 +414,7 @@ describe("what a handler publishes", () => {
       create().on(consumer({ ackWait: "1s" }), (_, context) => context.publish("results.a", { n: 1 })),
     );
     await publish("jobs.a", { n: 1 });
-    const deaf = await system.connect(); // publishes go through, settlements never
-    const request: typeof deaf.request = (subject, ...rest) =>
-      subject.startsWith("$JS.ACK") ? new Promise(() => {}) : deaf.request(subject, ...rest);
-    const connection = {
-      publish: deaf.publish.bind(deaf),
-      subscribe: deaf.subscribe.bind(deaf),
-      flush: () => deaf.flush(),
-      close: () => deaf.close(),
-      info: deaf.info,
-      request,
-      options: (deaf as unknown as { options: object }).options,
-    };
-    const { consumers } = await invoke({ connect: async () => connection as typeof deaf, budgetMs: 2_000 });
+    const { consumers } = await invoke({ connect: async () => losing(await system.connect(), isAck), budgetMs: 2_000 });
     expect(consumers[0]).toMatchObject({ acked: 0, unconfirmed: 1 });
     await expect.poll(async () => (await invoke()).consumers[0]?.acked, { timeout: 10_000 }).toBe(1);
     await settle();
@@ -365,6 +422,65 @@ describe("what a handler publishes", () => {
       "results.a": 1,
     });
   });
+
+  it("is kept apart from what another consumer publishes for the same message", async () => {
+    const stream = defineStream("BOTH", { subjects: { both: Job } });
+    const handler: Handler<typeof stream.schemas, "both", typeof jobs> = (_, { publish }) =>
+      publish("results.a", { n: 1 });
+    const app = createApp({ streams: [jobs, stream, dead] })
+      .on(defineConsumer(stream, "one", { deadLetter: "dead.x" }), handler)
+      .on(defineConsumer(stream, "two", { deadLetter: "dead.x" }), handler);
+    const { publish, invoke } = await start(app);
+    await publish("both", { n: 0 });
+    await invoke();
+    expect(await left()).toBe(2);
+  });
+
+  it("is complete after a retry that publishes in another order", async () => {
+    const out = defineStream("OUT", { subjects: { "out.a": z.string(), "out.b": z.string() } });
+    const worker = consumer({ retry: { attempts: 3, backoff: fixed(20) } });
+    const app = createApp({ streams: [jobs, out, dead] }).on(worker, async ({ attempt }, { publish }) => {
+      for (const subject of attempt === 1 ? (["out.a", "out.b"] as const) : (["out.b", "out.a"] as const))
+        await publish(subject, subject);
+    });
+    const { publish, invoke, settle } = await start(app);
+    await publish("jobs.a", { n: 1 });
+    const connect = async () => losing(await system.connect(), (subject) => subject === "out.b");
+    await invoke({ connect, budgetMs: 1_000 });
+    await settle();
+    expect((await system.jsm.streams.info("OUT", { subjects_filter: ">" })).state.subjects).toEqual({
+      "out.a": 1,
+      "out.b": 1,
+    });
+  });
+
+  it("is refused once the handler has ended", async () => {
+    const late = Promise.withResolvers<unknown>();
+    const { publish, settle } = await start(
+      create().on(consumer(), (_, context) => {
+        setImmediate(() => void context.publish("results.a", { n: 1 }).catch(late.resolve));
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await settle();
+    expect(await late.promise).toMatchObject({ message: expect.stringContaining("The handler has ended") });
+    expect(await left()).toBe(0);
+  });
+
+  it.each(["a\nb", "", "x".repeat(256), "\ud800"])(
+    "is refused with the id %j, which no header can carry",
+    async (id) => {
+      const { publish, settle, events } = await start(
+        create().on(consumer(), (_, context) => context.publish("results.a", { n: 1 }, { id })),
+      );
+      await publish("jobs.a", { n: 1 });
+      await settle();
+      expect(events.at(-1)).toMatchObject({
+        event: "dead-lettered",
+        error: expect.stringContaining("expected an id of 1 to 255 characters"),
+      });
+    },
+  );
 
   it("fails the message where it is refused, also where the handler did not wait for it", async () => {
     const { publish, settle, events } = await start(
@@ -401,6 +517,65 @@ describe("time", () => {
     expect(consumers[0]).toMatchObject({ pulled: 2, retried: 2, unconfirmed: 0, ended: "budget" });
     expect(await system.jsm.consumers.info("JOBS", "worker")).toMatchObject({ num_pending: 1, num_ack_pending: 2 });
     expect(heard.every((ms) => Number(ms) > 500 && Number(ms) < 1_500)).toBe(true);
+  });
+
+  it("tells a handler by its signal, while there is time to end", async () => {
+    const { publish, invoke } = await start(
+      create().on(consumer(), async (_, { signal }) => {
+        if (signal.aborted) throw new Error("aborted from the start");
+        await new Promise((resolve) => signal.addEventListener("abort", resolve));
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    expect((await invoke({ budgetMs: 1_500 })).consumers[0]).toMatchObject({ acked: 1, retried: 0, unconfirmed: 0 });
+  });
+
+  it("hands back what comes too late, without starting it", async () => {
+    const starts: number[] = [];
+    let delayMs = 0;
+    const { publish, invoke } = await start(
+      create().on(consumer({ concurrency: 1 }), async ({ data }, { remaining }) => {
+        starts.push(data.n);
+        if (data.n === 1) await new Promise((resolve) => setTimeout(resolve, remaining() - 60));
+        delayMs = 150; // the next delivery comes when pulling is over
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await publish("jobs.a", { n: 2 });
+    const slow = await system.connect();
+    const subscribe: typeof slow.subscribe = (subject, { callback, ...options } = {}) =>
+      slow.subscribe(subject, {
+        ...options,
+        callback: (...heard) => void setTimeout(() => callback?.(...heard), delayMs),
+      });
+    const { consumers } = await invoke({ connect: async () => altered(slow, { subscribe }), budgetMs: 2_000 });
+    expect(consumers[0]).toMatchObject({ pulled: 2, acked: 1, returned: 1, unconfirmed: 0, ended: "budget" });
+    expect(starts).toEqual([1]);
+    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 1, acked: 1 });
+  });
+
+  it("that is all used up is no failure, and leaves nothing outstanding behind", async () => {
+    const { publish, invoke, server } = await start(create().on(consumer({ concurrency: 50 }), () => {}));
+    for (let round = 0; round < 10; round++)
+      await Promise.all(Array.from({ length: 200 }, (_, n) => publish("jobs.a", { n })));
+    await using proxy = await startProxy(server.url, 20);
+    const { consumers } = await invoke({ connect: (ms) => connect({ url: proxy.url }, ms), budgetMs: 800 });
+    expect(consumers[0]).toMatchObject({ ended: "budget", unconfirmed: 0 });
+    expect(consumers[0]?.pulled).toBe((consumers[0]?.acked ?? 0) + (consumers[0]?.returned ?? 0));
+    expect(await system.jsm.consumers.info("JOBS", "worker")).toMatchObject({
+      num_ack_pending: consumers[0]?.returned ?? -1,
+    });
+  });
+
+  it("is not spent on an answer that is lost", async () => {
+    const { publish, invoke } = await start(create().on(consumer(), () => {}));
+    await publish("jobs.a", { n: 1 });
+    const { ms, consumers } = await invoke({
+      connect: async () => losing(await system.connect(), isAck),
+      budgetMs: 60_000,
+    });
+    expect(consumers[0]).toMatchObject({ acked: 0, unconfirmed: 1 });
+    expect(ms).toBeLessThan(10_000);
   });
 
   it("publishes nothing for a handler that was left behind", async () => {
@@ -468,6 +643,10 @@ describe("whatever a handler or a schema does", () => {
   it.each<[string, () => unknown]>([
     ["nothing", () => Promise.reject(undefined)],
     ["an object without a prototype", () => Promise.reject(Object.create(null))],
+    [
+      "an error that pretends to be a decision",
+      () => Promise.reject(Object.assign(new Error(), { [Symbol.for("sortie.decision")]: undefined })),
+    ],
     ["a symbol", () => Promise.reject(Symbol("s"))],
     [
       "an error whose message throws",

@@ -3,7 +3,7 @@ import * as z from "zod";
 import { backoffMs, exponential, fixed } from "../../src/define/retry.ts";
 import { assertPattern, covers, isLiteral } from "../../src/define/subject.ts";
 import { toMs } from "../../src/duration.ts";
-import { defineConsumer, defineStream } from "../../src/index.ts";
+import { createApp, defineConsumer, defineStream } from "../../src/index.ts";
 
 const Order = z.object({ orderId: z.string() });
 
@@ -151,5 +151,43 @@ describe("backoff", () => {
 
   it("refuses a maximum below the first wait", () => {
     expect(() => exponential("10s", { max: "1s" })).toThrow(/max not below the first wait/);
+  });
+});
+
+describe("createApp", () => {
+  const orders = defineStream("ORDERS", { subjects: { "orders.placed": Order } });
+  const dead = defineStream("DEAD", { captures: ["dead.>"] });
+  const billing = defineConsumer(orders, "billing", { deadLetter: "dead.orders" });
+
+  it.each([
+    [
+      "a consumer of a stream that is not the app's",
+      () => createApp({ streams: [dead] }).on(billing, () => {}),
+      /expected its stream among the app's/,
+    ],
+    [
+      "two handlers for one consumer",
+      () =>
+        createApp({ streams: [orders, dead] })
+          .on(billing, () => {})
+          .on(billing, () => {}),
+      /has a handler already/,
+    ],
+    [
+      "dead letters that no stream captures",
+      () => createApp({ streams: [orders] }).on(billing, () => {}),
+      /no stream of the app captures its dead letters at "dead.orders"/,
+    ],
+    [
+      "an ack-wait that outlasts the memory for ids",
+      () =>
+        createApp({ streams: [orders, dead] }).on(
+          defineConsumer(orders, "slow", { deadLetter: "dead.x", ackWait: "10m" }),
+          () => {},
+        ),
+      /ackWait \(600000 ms\) is not shorter than the duplicateWindow of stream "ORDERS" \(120000 ms\)/,
+    ],
+  ])("refuses %s", (_, create, message) => {
+    expect(create).toThrow(message);
   });
 });

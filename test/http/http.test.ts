@@ -174,6 +174,35 @@ describe("POST /publish/{subject}", () => {
     ]);
   });
 
+  it("reads the scheme in any case, the token in its own, and no body without it", async () => {
+    expect((await post({ headers: { Authorization: "bearer s3cret" } })).status).toBe(202);
+    expect((await post({ headers: { Authorization: "Bearer S3CRET" } })).status).toBe(401);
+    expect((await post({ headers: { Authorization: "" }, body: `"${"x".repeat(2 * 1024 * 1024)}"` })).status).toBe(401);
+  });
+
+  it("says nothing of an error that is not its own", async () => {
+    const http = createHttp(app, {
+      connect: () => Promise.reject(new Error("internals s3cret")),
+      publishToken: () => "s3cret",
+    });
+    expect(await post({ http })).toMatchObject({
+      status: 500,
+      answer: { type: "urn:sortie:problem:internal", detail: "The function's log has the error" },
+    });
+  });
+
+  it("refuses a subject that another stream has taken", async () => {
+    const taken = defineStream("TAKEN", { subjects: { "notes.taken": z.string() } });
+    const http = createHttp(createApp({ streams: [taken] }), {
+      connect: (_c, ms) => connect({ url: system.server.url }, ms),
+      publishToken: () => "s3cret",
+    });
+    expect(await post({ http, subject: "notes.taken", body: '"x"' })).toMatchObject({
+      status: 503,
+      answer: { detail: expect.stringContaining("expected stream does not match") },
+    });
+  });
+
   it("is closed where no token is set", async () => {
     for (const token of [undefined, ""]) {
       const { status, answer } = await post({ http: httpWith({ token }), headers: { Authorization: "Bearer " } });

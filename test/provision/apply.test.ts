@@ -28,6 +28,7 @@ const applyStream = (...args: Parameters<typeof stream>) =>
 describe("apply", () => {
   it("makes on the server what is defined, and nothing the second time", async () => {
     const work = stream("WORK", {
+      schedules: false,
       retention: "workqueue",
       maxAge: "7d",
       maxMessages: 1_000,
@@ -39,14 +40,14 @@ describe("apply", () => {
     const definitions = { streams: [work], consumers: [worker] };
     expect((await apply(connection, definitions)).map(({ action }) => action)).toEqual(["create", "create"]);
     expect((await system.jsm.streams.info("WORK")).config).toMatchObject({
-      subjects: ["work.*", "dead.WORK", "sortie.schedule.WORK.*"],
+      subjects: ["work.*", "dead.WORK"],
+      discard: "new",
       retention: "workqueue",
       storage: "memory",
       max_age: 7 * 86_400e9,
       max_msgs: 1_000,
       max_bytes: 1_000_000,
       duplicate_window: 300e9,
-      allow_msg_schedules: true,
       allow_direct: true,
     });
     expect((await system.jsm.consumers.info("WORK", "worker")).config).toMatchObject({
@@ -61,6 +62,42 @@ describe("apply", () => {
       ["none", []],
       ["none", []],
     ]);
+  });
+
+  it("lets messages be scheduled into a stream that nothing could push them out of", async () => {
+    await applyStream("TIMED");
+    expect((await system.jsm.streams.info("TIMED")).config).toMatchObject({
+      subjects: ["timed.*", "dead.TIMED", "sortie.schedule.TIMED.*"],
+      allow_msg_schedules: true,
+      discard: "old",
+    });
+  });
+
+  it("takes back what someone else set on a consumer that would garble its messages", async () => {
+    const foreign = stream("FOREIGN");
+    await apply(connection, { streams: [foreign], consumers: [] });
+    await system.jsm.consumers.add("FOREIGN", {
+      durable_name: "c",
+      ack_policy: "explicit" as never,
+      backoff: [1e9, 2e9],
+      max_deliver: 4,
+      headers_only: true,
+      inactive_threshold: 3600e9,
+      filter_subject: "foreign.*",
+    });
+    const definitions = {
+      streams: [foreign],
+      consumers: [defineConsumer(foreign, "c", { deadLetter: "dead.FOREIGN" })],
+    };
+    expect((await apply(connection, definitions))[1]?.action).toBe("update");
+    const { config } = await system.jsm.consumers.info("FOREIGN", "c");
+    expect(config).toMatchObject({ max_deliver: -1, ack_wait: 30e9 });
+    expect([config.backoff ?? [], config.headers_only ?? false, config.inactive_threshold ?? 0]).toEqual([
+      [],
+      false,
+      0,
+    ]);
+    expect((await apply(connection, definitions))[1]?.action).toBe("none");
   });
 
   it("updates what changed, says what, and leaves settings that it does not have alone", async () => {
@@ -111,7 +148,12 @@ describe("apply", () => {
       { maxAge: "1d" },
       /lowering max_age .* could delete stored messages.*nats stream edit AGE/,
     ],
-    ["COUNT", {}, { maxMessages: 5 }, /lowering max_msgs from unlimited to 5 could delete/],
+    [
+      "COUNT",
+      { schedules: false },
+      { schedules: false, maxMessages: 5 },
+      /lowering max_msgs from unlimited to 5 could delete/,
+    ],
     ["SUBJECTS", { captures: ["dead.SUBJECTS", "gone"] }, {}, /stores gone on the server but not in the definition/],
   ])("refuses a change of %s that would lose messages", async (name, before, after, message) => {
     await applyStream(name, before);

@@ -2,14 +2,14 @@ import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed, type ScheduleOptions } from "../../src/index.ts";
 import { release } from "../../src/schedule/release.ts";
-import { scheduleSubject } from "../../src/schedule/schedule.ts";
+import { altered, losing } from "../support/connections.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const Task = z.object({ id: z.string() });
 const tasks = defineStream("TASKS", { subjects: { "tasks.new": Task, "tasks.later": Task }, maxAge: "30d" });
 const dead = defineStream("DEAD", { captures: ["dead.>"] });
 const options = { deadLetter: "dead.tasks", retry: { attempts: 2, backoff: fixed(20) } } as const;
-const planner = defineConsumer(tasks, "planner", { filter: "tasks.new", ...options });
+const planner = defineConsumer(tasks, "planner", { filter: "tasks.new", ackWait: "1s", ...options });
 const doer = defineConsumer(tasks, "doer", { filter: "tasks.later", ...options });
 
 let system: System;
@@ -43,7 +43,7 @@ describe("a schedule from a handler", () => {
     const { fired } = await start(() => ({ at: new Date(due), id: "reminder 1/a.*" }));
     await system.publish("tasks.new", { id: "1" });
     await system.invoke();
-    expect(await waiting()).toEqual([scheduleSubject("TASKS", "reminder 1/a.*")]);
+    expect(await waiting()).toEqual(["sortie.schedule.TASKS.reminder%201%2Fa%2E%2A"]);
     expect(fired).toEqual([]);
     await expect.poll(async () => (await system.invoke()) && fired.length, { interval: 50, timeout: 5_000 }).toBe(1);
     expect(fired[0]).toMatchObject({ id: "reminder 1/a.*", data: "1" });
@@ -88,16 +88,89 @@ describe("a schedule from a handler", () => {
       { in: "31d" },
       /would be deleted before it is due: stream "TASKS" keeps messages for 2592000 s/,
     ],
-    ["a malformed time", { at: "tomorrow" }, /expected `at` to be a Date or an RFC 3339 time, got "tomorrow"/],
+    [
+      "a malformed time",
+      { at: "tomorrow" },
+      /expected `at` to be a Date or an RFC 3339 time with its offset.*got "tomorrow"/,
+    ],
     ["no time", {} as ScheduleOptions, /expected either `in` or `at`/],
     ["a negative delay", { in: -5 }, /expected milliseconds or a duration/],
-    ["an empty id", { in: "1s", id: "" }, /id must not be empty/],
+    ["an empty id", { in: "1s", id: "" }, /expected an id of 1 to 255 characters/],
+    ["an endless id", { in: "1s", id: "é".repeat(700) }, /expected an id of 1 to 255 characters/],
+    ["half a character", { in: "1s", id: "\ud800" }, /expected an id of 1 to 255 characters/],
+    ["a time without its offset", { at: "2030-01-01T10:00:00" }, /RFC 3339 time with its offset/],
+    ["a time that JavaScript guesses", { at: "apples 5" }, /RFC 3339 time with its offset/],
   ] satisfies [string, ScheduleOptions, RegExp][])("fails the message for %s", async (_, when, error) => {
     await start(() => when);
     await system.publish("tasks.new", { id: "1" });
     await system.settle();
     expect(system.events.at(-1)).toMatchObject({ event: "dead-lettered", error: expect.stringMatching(error) });
     expect(await waiting()).toEqual([]);
+  });
+});
+
+describe("a schedule that must not be", () => {
+  it("does not touch the others, whatever its id", async () => {
+    await start((id) => ({ in: "1h", id }));
+    for (const id of ["a", "b", "*", ">", "a.b"]) {
+      await system.publish("tasks.new", { id });
+      await system.invoke();
+    }
+    expect(await waiting()).toHaveLength(5);
+  });
+
+  it("is stored once where its message comes again after it was released", async () => {
+    const { fired } = await start(() => ({ in: "50ms" }));
+    await system.publish("tasks.new", { id: "1" });
+    const acks = (subject: string) => subject.startsWith("$JS.ACK.TASKS.planner");
+    await system.invoke({ connect: async () => losing(await system.connect(), acks), budgetMs: 1_000 });
+    await expect.poll(async () => (await system.invoke()) && fired.length, { interval: 50, timeout: 5_000 }).toBe(1);
+    await expect
+      .poll(
+        async () =>
+          (await system.jsm.consumers.info("TASKS", "planner")).num_ack_pending +
+          (await system.invoke()).consumers.length,
+        { timeout: 5_000 },
+      )
+      .toBe(2);
+    await system.settle();
+    expect(fired).toHaveLength(1);
+  });
+
+  it.each([
+    ["beyond the server's clock", { at: new Date("2300-01-01") }, {}, /clock ends in April 2262/],
+    [
+      "on a server that would store it as a message",
+      { in: "1h" },
+      { version: "2.11.9" },
+      /needs nats-server 2.12 or newer; this one is 2.11.9/,
+    ],
+  ] as const)("is refused %s", async (_, when, info, error) => {
+    const unlimited = defineStream("UNLIMITED", { subjects: { "u.new": Task, "u.later": Task } });
+    const worker = defineConsumer(unlimited, "w", { filter: "u.new", ...options });
+    const app = createApp({ streams: [unlimited, dead] }).on(worker, ({ data }, { schedule }) =>
+      schedule("u.later", data, when),
+    );
+    system = await startSystem(app);
+    await system.publish("u.new", { id: "1" });
+    const connect = async () => {
+      const connection = await system.connect();
+      return altered(connection, { info: { ...connection.info, ...info } as NonNullable<typeof connection.info> });
+    };
+    await system.invoke({ connect });
+    expect(system.events[0]).toMatchObject({ event: "retried", error: expect.stringMatching(error) });
+  });
+
+  it("is refused where the stream takes none", async () => {
+    const without = defineStream("WITHOUT", { subjects: { "w.new": Task }, schedules: false });
+    const worker = defineConsumer(without, "w", options);
+    const app = createApp({ streams: [without, dead] }).on(worker, ({ data }, { schedule }) =>
+      schedule("w.new", data, { in: "1h" }),
+    );
+    system = await startSystem(app);
+    await system.publish("w.new", { id: "1" });
+    await system.invoke();
+    expect(system.events[0]).toMatchObject({ error: expect.stringContaining("is defined with `schedules: false`") });
   });
 });
 

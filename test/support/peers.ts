@@ -49,26 +49,40 @@ export function answersHttp(socket: Socket): void {
   socket.once("data", () => socket.end("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"));
 }
 
-/** Stands between a client and a server; `freeze` stops all bytes without closing anything, like a network that is gone. */
-export async function startProxy(target: string): Promise<Peer & { freeze(): void }> {
+/**
+ * Stands between a client and a server, `delayMs` away from each; `freeze` stops all bytes without closing anything, like
+ * a network that is gone.
+ */
+export async function startProxy(target: string, delayMs = 0): Promise<Peer & { freeze(): void }> {
   const { hostname, port } = new URL(target);
-  const pairs: [Socket, Socket][] = [];
+  let frozen = false;
+  const pass = (from: Socket, to: Socket) => {
+    from.on("data", (chunk) => {
+      if (!frozen) setTimeout(() => to.write(chunk), delayMs);
+    });
+  };
   const peer = await startPeer((client) => {
     const upstream = connect(Number(port), hostname);
     upstream.on("error", () => client.destroy());
     client.on("close", () => upstream.destroy());
-    client.pipe(upstream).pipe(client);
-    pairs.push([client, upstream]);
+    pass(client, upstream);
+    pass(upstream, client);
   });
   return {
     ...peer,
     freeze() {
-      for (const [client, upstream] of pairs) {
-        client.unpipe();
-        upstream.unpipe();
-        client.pause();
-        upstream.pause();
-      }
+      frozen = true;
     },
   };
+}
+
+/** Publishes a message whose headers are taken as they are: what a client of another language could send. */
+export async function publishRaw(tcpUrl: string, subject: string, headers: string, payload: string): Promise<void> {
+  const { hostname, port } = new URL(tcpUrl);
+  const socket = connect(Number(port), hostname);
+  const [head, whole] = [Buffer.byteLength(headers), Buffer.byteLength(headers + payload)];
+  socket.write(
+    `CONNECT {"headers":true,"verbose":false}\r\nHPUB ${subject} ${head} ${whole}\r\n${headers}${payload}\r\nPING\r\n`,
+  );
+  for await (const chunk of socket) if (String(chunk).includes("PONG")) break;
 }

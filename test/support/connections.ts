@@ -1,0 +1,23 @@
+import type { Connection } from "../../src/nats/connection.ts";
+
+/** A connection that does something else than the real one at one place. */
+export function altered(connection: Connection, change: Partial<Connection>): Connection {
+  const { info } = connection;
+  const bound = {
+    publish: connection.publish.bind(connection),
+    subscribe: connection.subscribe.bind(connection),
+    request: connection.request.bind(connection),
+    flush: () => connection.flush(),
+    close: () => connection.close(),
+    ...(info && { info }),
+    options: "options" in connection ? connection.options : {}, // the JetStream client looks at them
+  };
+  return { ...bound, ...change };
+}
+
+/** Loses what is requested on subjects that match: it is never sent, and never answered. */
+export function losing(connection: Connection, lost: (subject: string, payload: unknown) => boolean): Connection {
+  const request: Connection["request"] = (subject, payload, ...rest) =>
+    lost(subject, payload) ? new Promise(() => {}) : connection.request(subject, payload, ...rest);
+  return altered(connection, { request });
+}
