@@ -4,11 +4,12 @@ import { charge, resize } from "./services.ts";
 
 export const app = createApp({ streams: [orders, images, dead] })
   .on(billing, async ({ data, attempt }, { schedule }) => {
-    const { status } = await charge(data.card, attempt);
+    const { orderId, card, cents, remindAfterSeconds } = data;
+    // checked now, sent when the handler has succeeded
+    await schedule("orders.reminder", { orderId }, { in: remindAfterSeconds * 1000, id: `reminder-${orderId}` });
+    const { status } = await charge({ card, cents, idempotencyKey: orderId }, attempt);
     if (status === 402) throw new NonRetriableError("card declined");
     if (status === 429) throw new RetryAfterError("the payment provider is busy", "2s");
-    const { orderId, cents, remindAfterSeconds } = data;
-    await schedule("orders.reminder", { orderId }, { in: remindAfterSeconds * 1000, id: `reminder-${orderId}` });
     log({ event: "charged", orderId, cents, attempt });
   })
   .on(reminders, ({ data }) => {

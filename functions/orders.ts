@@ -5,7 +5,7 @@ const Order = z.object({
   orderId: z.string().min(1),
   card: z.string(),
   cents: z.int().positive(),
-  remindAfterSeconds: z.number().positive().default(86_400),
+  remindAfterSeconds: z.number().positive().max(2_000_000).default(86_400), // well within the stream's maxAge
 });
 
 export const orders = defineStream("ORDERS", {

@@ -181,6 +181,7 @@ async function step(label, work, progress) {
 
 /** Hands the terminal to the command and ends as it ends. */
 function hand([command, ...args]) {
+  if (!command) return;
   const child = spawn(command, args, { cwd: root, env: env(), stdio: "inherit" });
   process.on("SIGINT", () => {}); // the terminal sends it to the child as well, which decides
   for (const signal of ["SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));

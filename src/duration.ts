@@ -1,5 +1,7 @@
 import { SortieError } from "./errors.ts";
 
+const longestMs = 1_000 * 365 * 86_400_000; // a thousand years: beyond it dates and the server's clock end
+
 const unitMs = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 /** A length of time: milliseconds, or a number with its unit, as in `"30s"`, `"1.5h"` or `"7d"`. */
@@ -10,7 +12,7 @@ export function toMs(duration: Duration, what: string): number {
   const match = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(`${duration}`);
   const ms =
     typeof duration === "number" ? duration : match ? Number(match[1]) * unitMs[match[2] as keyof typeof unitMs] : NaN;
-  if (!Number.isFinite(ms) || ms < 0) {
+  if (!(ms >= 0 && ms <= longestMs)) {
     throw new SortieError(
       "invalid-option",
       `${what}: expected milliseconds or a duration such as "30s", "5m" or "7d", got ${JSON.stringify(duration)}`,

@@ -13,6 +13,7 @@ export type ErrorCode =
   | "payload-too-large"
   | "schedule-refused"
   | "provision-refused"
+  | "not-configured"
   | "invocation-failed";
 
 /** Every error that Sortie itself raises. The message says what was expected, what was got and what to do. */

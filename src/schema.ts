@@ -27,7 +27,7 @@ export function decode(subject: string, payload: Uint8Array): unknown {
   } catch (error) {
     throw new SortieError(
       "invalid-payload",
-      `The payload of "${subject}" is not JSON in UTF-8 (${payload.length} bytes): ${error}`,
+      `The payload of "${subject}" is not JSON in UTF-8 (${payload.length} bytes)`,
       {
         cause: error,
       },

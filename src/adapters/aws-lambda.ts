@@ -6,7 +6,7 @@ import type { InvocationReport } from "../consume/report.ts";
 import { createHttp } from "../http/http.ts";
 import { disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
-import { connectWith, logJson, reported } from "./settings.ts";
+import { connectWith, logJson, reported, told } from "./settings.ts";
 
 /** The handlers of Lambda functions, one function each. */
 export interface LambdaHandlers {
@@ -39,7 +39,7 @@ export function serve(app: App): LambdaHandlers {
     http: handle(http),
     async pull(_event, context) {
       return reported(
-        await invoke({ streams, bindings, connect, deadline: Date.now() + remaining(context), log: logJson }),
+        await told(invoke({ streams, bindings, connect, deadline: Date.now() + remaining(context), log: logJson })),
       );
     },
     async release(_event, context) {

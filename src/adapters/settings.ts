@@ -1,6 +1,6 @@
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
-import { SortieError } from "../errors.ts";
-import { type Connection, connect } from "../nats/connection.ts";
+import { SortieError, textOf } from "../errors.ts";
+import { type Connection, connect, type OpenSocket } from "../nats/connection.ts";
 
 /** The settings of a deployed function, as a platform's environment holds them. */
 export interface Settings {
@@ -14,15 +14,19 @@ export interface Settings {
   SORTIE_PUBLISH_TOKEN?: string;
 }
 
-/** Connects as the settings say. Throws `invalid-option` where they do not say where to. */
-export function connectWith({ NATS_URL, NATS_CREDS, NATS_TOKEN }: Settings, ms: number): Promise<Connection> {
+/** Connects as the settings say. Throws `not-configured` where they do not say where to. */
+export function connectWith(
+  { NATS_URL, NATS_CREDS, NATS_TOKEN }: Settings,
+  ms: number,
+  open?: OpenSocket,
+): Promise<Connection> {
   if (!NATS_URL) {
     throw new SortieError(
-      "connection-failed",
+      "not-configured",
       "NATS_URL is not set: expected the WebSocket URL of the server, such as wss://nats.example.com:443",
     );
   }
-  return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN }, ms);
+  return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN, open }, ms);
 }
 
 /** One line of JSON, which both platforms' logs take apart. */
@@ -47,4 +51,14 @@ export function reported(report: InvocationReport): InvocationReport {
   ]);
   if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;
+}
+
+/** Logs what an invocation that came to nothing says, as a line like all others. */
+export async function told<T>(invocation: Promise<T>): Promise<T> {
+  try {
+    return await invocation;
+  } catch (error) {
+    logJson({ event: "failed", error: textOf(error) });
+    throw error;
+  }
 }

@@ -12,12 +12,12 @@ export interface Budget {
   readonly settleBy: number;
 }
 
-/** Shares out the time until `deadline`: a quarter at most for connecting, a fifth (three seconds at most) for settling and closing. */
+/** Shares out the time until `deadline`: a quarter (five seconds at most) for connecting, a fifth (three seconds at most) for settling and closing. */
 export function planBudget(now: number, deadline: number): Budget {
   const total = Math.max(0, deadline - now);
   const tail = Math.min(total / 5, 3_000);
   return {
-    connectMs: total / 4,
+    connectMs: Math.min(total / 4, 5_000),
     stopAt: deadline - tail,
     abandonAt: deadline - tail * 0.7,
     publishBy: deadline - tail * 0.4,

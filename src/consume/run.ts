@@ -77,7 +77,6 @@ export async function runConsumer(
     while (handling.size + settling.size > 0) await Promise.allSettled([...handling.values(), ...settling]);
     clearInterval(heartbeat);
   }
-  puller.close();
   return report;
 
   function settleLater(delivery: Delivery, outcome: Outcome): void {

@@ -4,8 +4,10 @@ import { methodNotAllowed } from "hono/method-not-allowed";
 import { timingSafeEqual } from "hono/utils/buffer";
 import type { App } from "../app.ts";
 import { type Connection, disconnect } from "../nats/connection.ts";
-import { preparePayload, streamFor } from "../publish/outgoing.ts";
-import { publish } from "../publish/publish.ts";
+import { managerOn } from "../nats/jetstream.ts";
+import { within } from "../nats/within.ts";
+import { type Outgoing, preparePayload, streamFor } from "../publish/outgoing.ts";
+import { type Published, publish } from "../publish/publish.ts";
 import { problem, problemOf } from "./problem.ts";
 
 export interface HttpOptions {
@@ -78,10 +80,29 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     const deadline = Date.now() + requestMs;
     const connection = await options.connect(c, requestMs / 2);
     try {
-      return c.json(await publish(connection, { ...outgoing, id: key }, (deadline - Date.now()) * 0.9), 202);
+      const published = await publish(connection, { ...outgoing, id: key }, (deadline - Date.now()) * 0.8);
+      if (published.duplicate && (await isAnother(connection, published, outgoing, (deadline - Date.now()) / 2))) {
+        return problem(
+          c,
+          "idempotency-key-reused",
+          `This Idempotency-Key was used for another message of stream "${published.stream}" (sequence ${published.sequence}); expected a key of its own for each message`,
+        );
+      }
+      return c.json(published, 202);
     } finally {
       await disconnect(connection, deadline - Date.now());
     }
   });
   return http;
+}
+
+/** Whether what is stored under a message id differs from what was to be; false where it is gone, or cannot be read. */
+async function isAnother(connection: Connection, { stream, sequence }: Published, outgoing: Outgoing, ms: number) {
+  try {
+    const jsm = await managerOn(connection);
+    const stored = await within(ms, "reading the first message", jsm.streams.getMessage(stream, { seq: sequence }));
+    return stored !== null && !(stored.subject === outgoing.subject && `${stored.data}` === `${outgoing.payload}`);
+  } catch {
+    return false;
+  }
 }

@@ -9,8 +9,8 @@ type ProblemCode =
   | "unsupported-media-type"
   | "invalid-request"
   | "not-found"
+  | "idempotency-key-reused"
   | "method-not-allowed"
-  | "not-configured"
   | "internal";
 
 interface Problem {
@@ -30,6 +30,7 @@ const problems: Partial<Record<ProblemCode, Problem>> = {
   "invalid-request": { status: 400, title: "The request is malformed" },
   "invalid-option": { status: 400, title: "The request is malformed" },
   "invalid-payload": { status: 422, title: "The payload does not fit its schema" },
+  "idempotency-key-reused": { status: 422, title: "The Idempotency-Key belongs to another message" },
   "not-configured": { status: 503, title: "The function lacks a setting", retryAfter: 60 },
   "connection-failed": { status: 503, title: "NATS cannot be reached", retryAfter: 5 },
   "connection-lost": { status: 503, title: "The connection to NATS was lost", retryAfter: 1 },
@@ -43,6 +44,7 @@ const internal: Problem = { status: 500, title: "Something went wrong in the fun
 /** An RFC 9457 answer. `type` is stable; `detail` is for the person who reads it. */
 export function problem(c: Context, code: ProblemCode, detail: string, more: Record<string, unknown> = {}) {
   const { status, title, retryAfter } = problems[code] ?? internal;
+  if (status >= 500) console.error(JSON.stringify({ event: "problem", status, type: code, path: c.req.path, detail }));
   if (retryAfter) c.header("Retry-After", `${retryAfter}`);
   c.header("Content-Type", "application/problem+json");
   return c.body(JSON.stringify({ type: `urn:sortie:problem:${code}`, title, status, detail, ...more }), status);

@@ -5,8 +5,13 @@ import { within } from "./within.ts";
 /** What Sortie needs of a NATS connection; `wsconnect`, `nats.ws` and the TCP transports all give it. */
 export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request" | "flush" | "close" | "info">;
 
+/** Opens a WebSocket; an abort of `gone` lets go of it at once, whatever the peer does. */
+export type OpenSocket = (url: string, gone: AbortSignal) => WebSocket | Promise<WebSocket>;
+
 /** Where the server is and how to log in; a user and password may stand in the URL. */
 export interface ServerOptions {
+  /** How this runtime opens a WebSocket. @default `new WebSocket(url)` */
+  open?: OpenSocket | undefined;
   /** A `ws://` or `wss://` URL of the server's WebSocket listener. */
   url: string;
   /** The contents of a `.creds` file. */
@@ -29,23 +34,29 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
     );
   }
   const broken = Promise.withResolvers<never>();
-  let socket: WebSocket | undefined;
+  const gone = new AbortController();
   const dialled = wsconnect({
     servers,
     timeout: ms,
     reconnect: false,
+    maxReconnectAttempts: 0, // or a refused dial would be tried again behind our back
     name: server.name ?? "sortie",
     ...(user && { user, pass }),
     ...authenticator(server),
     wsFactory: async (url) => {
-      socket = openSocket(url, broken.reject);
-      return { socket, encrypted: url.startsWith("wss:") };
+      try {
+        const socket = await (server.open ?? openSocket)(url, gone.signal);
+        return { socket: closing(socket, gone, broken.reject), encrypted: url.startsWith("wss:") };
+      } catch (error) {
+        broken.reject(error); // the client would wait for a factory that throws
+        throw error;
+      }
     },
   });
   try {
     return await within(ms, `connecting to ${host}`, Promise.race([dialled, broken.promise]));
   } catch (error) {
-    socket?.close();
+    gone.abort();
     dialled.then(disconnect, () => {}); // the one that came too late must not stay open
     const reason = error instanceof Error ? error.message || error.name : String(error);
     throw new SortieError(
@@ -66,7 +77,7 @@ function parseUrl(text: string) {
   if (!url || !["ws:", "wss:"].includes(url.protocol)) {
     const got = url ? `${url.protocol}//${url.host}` : "something that is no URL";
     throw new SortieError(
-      "invalid-option",
+      "not-configured",
       `NATS_URL: expected a WebSocket URL such as "wss://nats.example.com:443", got ${got}. Functions reach NATS over its WebSocket listener (\`websocket { … }\` in the server's configuration).`,
     );
   }
@@ -76,7 +87,7 @@ function parseUrl(text: string) {
       return decodeURIComponent(part);
     } catch {
       throw new SortieError(
-        "invalid-option",
+        "not-configured",
         "NATS_URL: expected its user and password to be percent-encoded: `%` itself is `%25`",
       );
     }
@@ -85,26 +96,36 @@ function parseUrl(text: string) {
 }
 
 function authenticator({ creds, token }: ServerOptions) {
-  if (creds) return { authenticator: credsAuthenticator(new TextEncoder().encode(creds)) };
+  if (creds) return { authenticator: credsAuthenticator(new TextEncoder().encode(linesOf(creds))) };
   if (token) return { authenticator: tokenAuthenticator(token) };
   return {};
 }
 
-/**
- * The client waits for `onclose` without end after `close()`: this socket reports it after 250 ms at the latest. And the
- * client hears nothing of a socket that broke before it listened: `broken` does.
- */
-function openSocket(url: string, broken: (error: Error) => void): WebSocket {
+/** A `.creds` file as it was, after an environment has had its way with its line ends. */
+function linesOf(creds: string): string {
+  return `${creds.replaceAll("\\n", "\n").replaceAll("\r", "").trim()}\n`;
+}
+
+function openSocket(url: string, gone: AbortSignal): WebSocket {
   const socket = new WebSocket(url);
+  gone.addEventListener("abort", () => socket.close());
+  return socket;
+}
+
+/**
+ * The client waits for `onclose` without end after `close()`: this socket reports it, and is let go, after 250 ms at the
+ * latest. And the client hears nothing of a socket that broke before it listened: `broken` does.
+ */
+function closing(socket: WebSocket, gone: AbortController, broken: (error: Error) => void): WebSocket {
   socket.addEventListener("error", (event) =>
     broken(new Error(("message" in event && event.message) || "connection refused")),
   );
   const close = socket.close.bind(socket);
   socket.close = (...reason) => {
-    const timer = setTimeout(
-      () => socket.onclose?.({ wasClean: false, code: 1006, reason: "no answer to close" } as CloseEvent),
-      250,
-    );
+    const timer = setTimeout(() => {
+      socket.onclose?.({ wasClean: false, code: 1006, reason: "no answer to close" } as CloseEvent);
+      gone.abort();
+    }, 250);
     socket.addEventListener("close", () => clearTimeout(timer));
     close(...reason);
   };

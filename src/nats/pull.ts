@@ -14,14 +14,13 @@ export interface Puller {
    * @throws SortieError `consumer-missing`, `stream-refused`, `connection-lost` or `timed-out`.
    */
   pull(batch: number, ms: number): Promise<PullEnd>;
-  close(): void;
 }
 
 /**
  * Pulls from one consumer over one subscription. A pull carries `no_wait` and an `expires` of a few milliseconds: the
  * server answers at once when it has something, and when they are over where it has nothing, or where a bare `no_wait`
  * stays unanswered (a consumer at its max_ack_pending). A busy server may let them pass unserved: where the last delivery
- * said that more were waiting, the pull is repeated once, with more patience.
+ * said that more were waiting, the pull is repeated once, with more patience. The subscription ends with the connection.
  */
 export function openPuller(
   connection: Connection,
@@ -36,7 +35,7 @@ export function openPuller(
     | { subject: string; batch: number; received: number; end: (end: PullEnd | SortieError) => void }
     | undefined;
 
-  const subscription = connection.subscribe(`${prefix}.*`, {
+  connection.subscribe(`${prefix}.*`, {
     callback: (error, message) => {
       const delivery = error ? undefined : deliveryOf(message);
       if (delivery) {
@@ -78,9 +77,6 @@ export function openPuller(
       if (!(end instanceof SortieError)) return end;
       if (end.code !== "timed-out") throw end;
       throw await explainSilence(connection, { stream, consumer }, end, ms * 0.2);
-    },
-    close() {
-      subscription.unsubscribe();
     },
   };
 }

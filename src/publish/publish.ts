@@ -19,13 +19,13 @@ export interface Published {
  */
 export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
   const { stream, subject, payload, id } = outgoing;
-  const limit = maxPayloadOf(connection);
+  const limit = maxPayloadOf(connection) - (stream ? storyBytes : 0);
   const expected = { "Nats-Msg-Id": id ?? "", "Nats-Expected-Stream": stream ?? "" };
   const headersSize = wireSize([...(outgoing.headers ?? []), ...Object.entries(expected)]);
   if (payload.length + headersSize > limit) {
     throw new SortieError(
       "payload-too-large",
-      `The message for "${subject}" has ${payload.length} bytes and ${headersSize} of headers; this server takes ${limit} in all (max_payload)`,
+      `The message for "${subject}" has ${payload.length} bytes and ${headersSize} of headers; here it may have ${limit} in all (the server's max_payload, less room for the story of a dead letter)`,
     );
   }
   try {
@@ -45,6 +45,9 @@ export async function publish(connection: Connection, outgoing: Outgoing, ms: nu
     throw explain(error, stream, subject);
   }
 }
+
+/** What an app's message leaves free, so that its dead letter, which has its story beside it, fits as well. */
+const storyBytes = 4_096;
 
 /** The most bytes that the server takes in one message, headers included. */
 export function maxPayloadOf(connection: Connection): number {
@@ -68,10 +71,21 @@ function explain(error: unknown, stream: string | undefined, subject: string): S
     );
   }
   const reason = error instanceof Error ? error.message || error.name : String(error);
+  if (/message size exceeds|max_payload/.test(reason)) {
+    return new SortieError("payload-too-large", `${what} was refused: ${reason}`, { cause: error });
+  }
   if (error instanceof Error && error.name === "JetStreamApiError")
     return new SortieError("stream-refused", `${what} was refused: ${reason}`, { cause: error });
   if (error instanceof Error && (error.name === "TimeoutError" || ("code" in error && error.code === "TIMEOUT"))) {
-    return new SortieError("timed-out", `${what} was not confirmed in time`, { cause: error });
+    return new SortieError(
+      "timed-out",
+      `${what} was not confirmed in time; it may be stored all the same, so publish again with the same id`,
+      { cause: error },
+    );
   }
-  return new SortieError("connection-lost", `${what} was not confirmed: ${reason}`, { cause: error });
+  return new SortieError(
+    "connection-lost",
+    `${what} was not confirmed (${reason}); it may be stored all the same, so publish again with the same id`,
+    { cause: error },
+  );
 }

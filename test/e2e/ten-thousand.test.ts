@@ -72,6 +72,10 @@ it("settles ten thousand messages exactly once each, as the server and a client 
   for (let seq = 1; seq <= letters; seq++) {
     const letter = await system.jsm.streams.getMessage("DEAD", { seq });
     const origin = Number(letter?.header.get("Sortie-Sequence"));
+    const stored = await system.jsm.streams.getMessage("ORDERS", { seq: origin });
+    expect(letter?.data).toEqual(stored?.data); // the payload untouched
+    if (letter?.header.get("Sortie-Reason") === "non-retriable")
+      expect(letter.json()).toMatchObject({ card: "tok_declined" });
     expect(reasons.has(origin)).toBe(false);
     reasons.set(origin, `${letter?.header.get("Sortie-Reason")}: ${letter?.header.get("Sortie-Error")}`);
   }

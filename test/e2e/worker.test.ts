@@ -3,6 +3,7 @@ import { createServer } from "node:net";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { app } from "../../functions/app.ts";
 import { type LocalWorker, startWorker } from "../../scripts/worker.ts";
+import { startNatsServer } from "../../src/testing/nats-server.ts";
 import { startPeer, upgradesOnly } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
@@ -111,9 +112,36 @@ describe("the deployable Worker", () => {
       onLog: (line) => lines.push(line),
     });
     expect((await lost.fire(cron)).outcome).toBe("exception");
+    await expect.poll(() => lines.join()).toContain("Could not connect to NATS at");
     const { status, answer } = await post("images.resize", { url: "https://z.test/1.png", width: 1 }, { at: lost });
     expect({ status, type: answer.type }).toEqual({ status: 503, type: "urn:sortie:problem:connection-failed" });
     expect(JSON.stringify([answer, lines])).not.toContain("s3cret");
+  });
+
+  it("logs in with the token of its settings, and says so where there is no server set", async () => {
+    await using server = await startNatsServer({ config: "authorization { token: t0ken }" });
+    const settings = { NATS_URL: server.url, SORTIE_PUBLISH_TOKEN: "s3cret" };
+    const order = { url: "https://z.test/1.png", width: 1 };
+    await using known = await startWorker({ bindings: { ...settings, NATS_TOKEN: "t0ken" } });
+    expect((await post("images.resize", order, { at: known })).answer.type).toBe("urn:sortie:problem:stream-missing");
+    await using stranger = await startWorker({ bindings: settings });
+    expect((await post("images.resize", order, { at: stranger })).answer.type).toBe(
+      "urn:sortie:problem:connection-failed",
+    );
+    await using nowhere = await startWorker({ bindings: { ...settings, NATS_URL: "" } });
+    expect(await post("images.resize", order, { at: nowhere })).toMatchObject({
+      status: 503,
+      answer: { type: "urn:sortie:problem:not-configured", detail: expect.stringContaining("NATS_URL is not set") },
+    });
+  });
+
+  it("ends an invocation, and lets go of its socket, where the peer upgrades and says nothing more", async () => {
+    await using peer = await startPeer(upgradesOnly);
+    await using stuck = await startWorker({ bindings: { NATS_URL: peer.url }, onLog: (line) => logs.push(line) });
+    const started = Date.now();
+    expect((await stuck.fire(cron)).outcome).toBe("exception");
+    expect(Date.now() - started).toBeLessThan(10_000);
+    await expect.poll(() => peer.sockets.size).toBe(0);
   });
 
   it("answers in time where the peer upgrades and says nothing more", async () => {

@@ -80,6 +80,23 @@ describe("POST /publish/{subject}", () => {
     expect((await post({ headers: { "Idempotency-Key": "key-2" } })).answer.duplicate).toBe(false);
   });
 
+  it("tells another message under the same key from the same one again", async () => {
+    const headers = { "Idempotency-Key": "key-3" };
+    const { answer } = await post({ headers });
+    for (const asked of [{ body: '{"orderId":"2"}' }, { subject: "notes.x", body: '"2"' }]) {
+      const refused = await post({ ...asked, headers });
+      expect(refused).toMatchObject({
+        status: 422,
+        answer: {
+          type: "urn:sortie:problem:idempotency-key-reused",
+          detail: expect.stringContaining(`sequence ${answer.sequence}`),
+        },
+      });
+    }
+    await system.jsm.streams.deleteMessage("ORDERS", answer.sequence as number);
+    expect((await post({ headers })).answer).toMatchObject({ duplicate: true }); // handled and gone: nobody can tell
+  });
+
   it("takes subjects of a pattern, and JSON under its other names", async () => {
     expect(
       (

@@ -19,8 +19,8 @@ export interface System extends AsyncDisposable {
   connect(): Promise<Connection>;
   /** One invocation over all consumers, ten seconds long at most unless told otherwise. */
   invoke(options?: Partial<InvocationOptions> & { budgetMs?: number }): Promise<InvocationReport>;
-  /** Invokes until nothing was pulled, so that retries have come and gone; `waitMs` between. */
-  settle(waitMs?: number): Promise<void>;
+  /** Invokes until the server has nothing left to deliver and nothing outstanding: retries have come and gone. */
+  settle(): Promise<void>;
   publish(subject: string, payload: unknown, msgID?: string): Promise<number>;
 }
 
@@ -52,11 +52,19 @@ export async function startSystem(
         log: (event) => events.push(event),
         ...more,
       }),
-    async settle(waitMs = 50) {
-      for (;;) {
+    async settle() {
+      const outstanding = async () => {
+        const infos = await Promise.all(
+          app.bindings.map(({ consumer }) => system.jsm.consumers.info(consumer.stream.name, consumer.name)),
+        );
+        return infos.some(({ num_pending, num_ack_pending }) => num_pending + num_ack_pending > 0);
+      };
+      // the server's counts come a little after its PubAcks: one quiet round proves nothing
+      for (let quiet = 0; quiet < 3; ) {
         const { consumers } = await system.invoke();
-        if (consumers.every(({ pulled }) => pulled === 0)) return;
-        await new Promise((resolve) => setTimeout(resolve, waitMs));
+        const idle = consumers.every(({ pulled }) => pulled === 0) && !(await outstanding());
+        quiet = idle ? quiet + 1 : 0;
+        await new Promise((resolve) => setTimeout(resolve, 10));
       }
     },
     async publish(subject, payload, msgID) {
