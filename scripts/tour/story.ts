@@ -1,6 +1,5 @@
 import { randomUUID } from "node:crypto";
 import { deadLetterHeaders } from "../../src/dead-letter/store.ts";
-import { scheduleSubject } from "../../src/schedule/schedule.ts";
 import type { LocalWorker } from "../worker.ts";
 import type { Observer } from "./observer.ts";
 import type { Screen } from "./screen.ts";
@@ -35,7 +34,7 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
   screen.event("in", "published", `images.resize #${garbage}, not JSON, by another NATS client`);
 
   await charged(`good-${run}`);
-  const scheduled = async () => (await observer.all("ORDERS", scheduleSubject("ORDERS", `reminder-good-${run}`))).at(0);
+  const scheduled = async () => (await observer.all("ORDERS", `sortie.schedule.ORDERS.reminder-good-${run}`)).at(0);
   await until(async () => (await scheduled()) !== undefined); // a handler's own log comes before what it publishes
   const due = Date.parse((await scheduled())?.header.get("Nats-Schedule").replace("@at ", "") ?? "");
   screen.event("clock", "scheduled", `the reminder of good-${run}, for ${clock(due)}`);

@@ -25,7 +25,7 @@ const latestMs = Date.parse("2262-04-11T00:00:00Z");
 export const idHeader = "Sortie-Id";
 
 /** Where a stream keeps its schedules, one subject each. */
-export function scheduleSubject(stream: string, id: string): string {
+function scheduleSubject(stream: string, id: string): string {
   return `sortie.schedule.${stream}.${tokenOf(id)}`;
 }
 
