@@ -1,7 +1,7 @@
 // Brings what this repository needs, then runs the command it was given: `node scripts/setup.mjs vitest run`.
 // Plain JavaScript for whatever Node the machine has; all that it brings lands in node_modules/ and .cache/.
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -23,7 +23,7 @@ try {
   await bringNodeRuntime();
   await bringPackages();
   if (!process.env.NATS_URL) await bringNatsServer();
-  await step("Building", () => run("npm", ["run", "build"], "Mend what it says"));
+  if (!isBuilt()) await step("Building", () => run("npm", ["run", "build"], "Mend what it says"));
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
   console.error(`\n${error.message}`);
@@ -124,6 +124,27 @@ async function debianPackage(home, mirror, keyring) {
   const file = readdirSync(apt).find((name) => /^nats-server_.*\.deb$/.test(name));
   await run("dpkg", ["-x", join(apt, file), home], "Look at what it says");
   rmSync(apt, { recursive: true });
+}
+
+/** Whether the last file that a build makes is newer than all that goes into it. */
+function isBuilt() {
+  const last = join(root, "build/worker/worker.js");
+  const sources = [
+    "src",
+    "functions",
+    "package.json",
+    "package-lock.json",
+    "tsconfig.json",
+    "tsconfig.build.json",
+    "wrangler.toml",
+  ];
+  return existsSync(last) && sources.every((path) => newest(join(root, path)) < statSync(last).mtimeMs);
+}
+
+function newest(path) {
+  const { mtimeMs } = statSync(path);
+  if (!statSync(path).isDirectory()) return mtimeMs;
+  return readdirSync(path).reduce((latest, name) => Math.max(latest, newest(join(path, name))), mtimeMs);
 }
 
 function natsOn(path) {
