@@ -35,10 +35,10 @@ async function main(port: number): Promise<number> {
   screen.title("Sortie", "NATS JetStream for functions that don't stay up");
 
   const url = process.env.NATS_URL || resources.use(await startNatsServer()).url;
+  const applied = await sortie(["apply", "functions/app.ts"], url);
   const observer: Observer = resources.use(await observe(url));
   screen.fact("nats-server", `${observer.serverVersion}, ${redacted(url)}${process.env.NATS_URL ? " (NATS_URL)" : ""}`);
 
-  const applied = await sortie(["apply", "functions/app.ts"], url);
   screen.fact(
     "sortie apply",
     `${applied.filter((line) => line.includes("stream")).length} streams, ${applied.filter((line) => line.includes("consumer")).length} consumers of functions/app.ts`,
@@ -89,8 +89,10 @@ async function keepFiring(worker: Awaited<ReturnType<typeof startWorker>>, signa
 }
 
 async function sortie(args: string[], url: string): Promise<string[]> {
-  const { stdout } = await promisify(execFile)(process.execPath, ["dist/cli/main.js", ...args], {
-    env: { ...process.env, NATS_URL: url },
+  const env = { ...process.env, NATS_URL: url };
+  const run = promisify(execFile)(process.execPath, ["dist/cli/main.js", ...args], { env });
+  const { stdout } = await run.catch(({ stderr }: { stderr: string }) => {
+    throw new Error(stderr.trim());
   });
   return stdout.trim().split("\n");
 }

@@ -45,7 +45,8 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
     ...authenticator(server),
     wsFactory: async (url) => {
       try {
-        const socket = await (server.open ?? openSocket)(url, gone.signal);
+        const opened = (server.open ?? openSocket)(url, gone.signal);
+        const socket = opened instanceof Promise ? await opened : opened; // one that breaks at once is heard only without a wait
         return { socket: closing(socket, gone, broken.reject), encrypted: url.startsWith("wss:") };
       } catch (error) {
         broken.reject(error); // the client would wait for a factory that throws

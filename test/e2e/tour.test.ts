@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { connect, createServer } from "node:net";
 import { afterEach, describe, expect, it } from "vitest";
+import { startNatsServer } from "../../src/testing/nats-server.ts";
 
 let tours: ChildProcess[] = [];
 afterEach(() => {
@@ -12,9 +13,13 @@ afterEach(() => {
 
 /** The tour as `npm start` runs it, in a process group of its own, as a terminal would give it. */
 function start(...args: string[]) {
+  return startAt("", ...args);
+}
+
+function startAt(natsUrl: string, ...args: string[]) {
   const child = spawn(process.execPath, ["scripts/tour.ts", ...args], {
     detached: true,
-    env: { ...process.env, NATS_URL: "", NO_COLOR: "1" },
+    env: { ...process.env, NATS_URL: natsUrl, NO_COLOR: "1" },
     stdio: ["ignore", "pipe", "pipe"],
   });
   tours.push(child);
@@ -82,6 +87,29 @@ describe("npm start", () => {
       expect(() => process.kill(-pid, 0)).toThrow("ESRCH"); // the group is empty
     },
   );
+
+  it("uses the server at NATS_URL, twice as well as once", async () => {
+    await using server = await startNatsServer({ config: 'authorization { user: u, password: "s3cret" }' });
+    for (let round = 1; round <= 2; round++) {
+      const tour = startAt(server.url.replace("//", "//u:s3cret@"), "--exit", "--port", "0");
+      expect(await tour.exited, tour.said).toBe(0);
+      expect(tour.said).toContain(`${server.url} (NATS_URL)`);
+      expect(tour.said).not.toContain("s3cret");
+    }
+  });
+
+  it.each([
+    ["nats://u:s3cret@127.0.0.1:4222", /^NATS_URL: expected a WebSocket URL .* got nats:\/\/127.0.0.1:4222\. .*$/m],
+    [
+      "ws://u:s3cret@127.0.0.1:1",
+      /^Could not connect to NATS at ws:\/\/127.0.0.1:1: connection refused\. Check that NATS_URL .*$/m,
+    ],
+  ])("says in a sentence what is wrong with %s", async (url, sentence) => {
+    const tour = startAt(url, "--exit", "--port", "0");
+    expect(await tour.exited).toBe(1);
+    expect(tour.said).toMatch(sentence);
+    expect(tour.said).not.toContain("s3cret");
+  });
 
   it("says in a sentence what to do where its port is taken", async () => {
     const other = createServer().listen(0, "127.0.0.1");

@@ -46,6 +46,12 @@ describe("connecting", () => {
     expect(ms).toBeLessThan(1_500);
   });
 
+  it("gives up at once where the runtime does not even try", async () => {
+    const { outcome, ms } = await timed(connect({ url: "ws://127.0.0.1:1" }, 2_000)); // a port that fetch refuses
+    expect(outcome).toContain("Could not connect to NATS at ws://127.0.0.1:1: connection refused");
+    expect(ms).toBeLessThan(1_500);
+  });
+
   it.each([
     ["nats://h:4222", /expected a WebSocket URL such as .* got nats:\/\/h:4222/],
     ["h:8080", /expected a WebSocket URL/],
