@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, rmSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -39,6 +39,7 @@ export async function startNatsServer({
 }: NatsServerOptions = {}): Promise<NatsServer> {
   const home = await mkdtemp(join(tmpdir(), "sortie-nats-"));
   let child: ChildProcess;
+  let reaper: ChildProcess;
   let ports = { tcp: -1, ws: -1 };
 
   async function start(): Promise<void> {
@@ -61,12 +62,12 @@ export async function startNatsServer({
     child.on("exit", (code, signal) => {
       ended ??= `it ended with ${signal ?? code}`;
     });
-    process.on("exit", killNow);
+    reaper = reaperOf(child, home);
     const portsFile = () => join(home, `nats-server_${child.pid}.ports`);
     const giveUpAt = Date.now() + 10_000;
     while (!existsSync(portsFile()) || (await readFile(portsFile(), "utf8")) === "") {
       if (ended !== undefined || Date.now() > giveUpAt) {
-        killNow();
+        await stop();
         throw new Error(`${binary} did not come up: ${ended ?? "no answer for 10 s"}\n${said}`);
       }
       await sleep(10);
@@ -79,8 +80,8 @@ export async function startNatsServer({
   }
 
   async function kill(signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
-    process.off("exit", killNow);
-    if (child.exitCode !== null || child.signalCode !== null) return;
+    reaper.kill();
+    if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
     const exited = once(child, "exit");
     child.kill(signal);
     await exited;
@@ -89,11 +90,6 @@ export async function startNatsServer({
   async function stop(): Promise<void> {
     await kill();
     await rm(home, { recursive: true, force: true });
-  }
-
-  function killNow(): void {
-    child.kill("SIGKILL");
-    rmSync(home, { recursive: true, force: true });
   }
 
   await start();
@@ -116,4 +112,10 @@ export async function startNatsServer({
 
 function portOf(urls: string[] = []): number {
   return Number(new URL(urls[0] ?? "").port);
+}
+
+/** Ends the server and deletes what it stored when this process is gone, however it ended. */
+function reaperOf({ pid }: ChildProcess, home: string): ChildProcess {
+  const script = 'read -r _; kill -KILL "$0"; rm -rf "$1"';
+  return spawn("/bin/sh", ["-c", script, `${pid}`, home], { detached: true, stdio: ["pipe", "ignore", "ignore"] });
 }
