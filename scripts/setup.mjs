@@ -10,33 +10,84 @@ const cache = join(root, ".cache");
 const [needNode, bringNode] = ["24.0.0", "24.21.0"]; // 24 is the first to run our TypeScript as it is
 const needNats = "2.12.0"; // the first with message schedules
 const debianSuite = "forky";
-const patience = ["--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"];
+const patience = [
+  "--fetch-retries=2",
+  "--fetch-retry-mintimeout=1000",
+  "--fetch-retry-maxtimeout=5000",
+  "--fetch-timeout=120000",
+];
 
 /** A set-up step that can't be done: one sentence for the person at the keyboard. */
 class SetupError extends Error {}
 
+const command = process.argv.slice(2);
+const testing = command[0] === "vitest";
+const serving =
+  testing ||
+  command.some((word) => /picture/.test(word)) ||
+  (command.includes("scripts/tour.ts") && !process.env.NATS_URL);
 mkdirSync(cache, { recursive: true });
 const tools = [join(root, "node_modules", ".bin")];
 const env = () => ({ ...process.env, PATH: [...tools, process.env.PATH].join(delimiter) });
 
+let current; // the command that set-up is running
+for (const [signal, code] of Object.entries({ SIGINT: 130, SIGTERM: 143, SIGHUP: 129 })) {
+  process.on(signal, () => {
+    if (!current) return;
+    process.kill(-current.pid, "SIGKILL"); // npm would go on cleaning up for half a minute
+    unlock();
+    process.exit(code);
+  });
+}
+
 try {
+  await lock();
   await bringNodeRuntime();
   await bringPackages();
-  if (!process.env.NATS_URL) await bringNatsServer();
-  if (!isBuilt()) await step("Building", () => run("npm", ["run", "build"], "Mend what it says"));
+  if (serving) await bringNatsServer();
+  if (!isBuilt()) await step("Building", () => run("npm", ["run", "build"], "mend what it says"));
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
   console.error(`\n${error.message}`);
-  process.exit(1);
+  process.exitCode = 1;
+} finally {
+  unlock();
 }
-hand(process.argv.slice(2));
+if (!process.exitCode) hand(command);
+
+/** One set-up at a time in this folder. */
+async function lock() {
+  const file = join(cache, "lock");
+  const owner = () => existsSync(file) && Number(readFileSync(file, "utf8"));
+  const running = (pid) => {
+    try {
+      return pid > 0 && process.kill(pid, 0);
+    } catch {
+      return false;
+    }
+  };
+  if (running(owner())) {
+    await step("Waiting for another set-up in this folder", async () => {
+      while (running(owner())) await new Promise((resolve) => setTimeout(resolve, 200));
+    });
+  }
+  writeFileSync(file, `${process.pid}`);
+}
+
+function unlock() {
+  const file = join(cache, "lock");
+  if (existsSync(file) && readFileSync(file, "utf8") === `${process.pid}`) rmSync(file);
+}
 
 /** Node 24 or newer: the machine's own, or the one that npm carries. */
 async function bringNodeRuntime() {
   if (atLeast(process.versions.node, needNode)) return;
   const name = `node-linux-${process.arch}`;
   const bin = join(cache, "node", "node_modules", name, "bin");
-  if (!existsSync(join(bin, "node"))) {
+  const works = () =>
+    spawnSync(join(bin, "node"), ["--version"], { encoding: "utf8" }).stdout?.trim() === `v${bringNode}`;
+  if (!works()) {
+    rmSync(join(cache, "node"), { recursive: true, force: true });
     if (process.platform !== "linux" || !["x64", "arm64"].includes(process.arch)) {
       throw new SetupError(
         `Sortie needs Node ${needNode} or newer and found ${process.versions.node}: install it (\`brew install node\`, or https://nodejs.org/en/download) and run this again.`,
@@ -60,7 +111,11 @@ async function bringPackages() {
   const installed = packagesOf("node_modules/.package-lock.json");
   if (wanted.every(([path, entry]) => installed[path]?.version === entry.version)) return;
   const done = () => wanted.filter(([path]) => existsSync(join(root, path, "package.json"))).length / wanted.length;
-  await step("Installing packages", () => run("npm", [...patience, "ci"], offline("npm")), done);
+  await step(
+    "Installing packages",
+    () => run("npm", [...patience, "ci", "--include=dev", "--include=optional"], offline("npm")),
+    done,
+  );
 }
 
 /** nats-server 2.12 or newer: the one on the PATH, or Debian testing's, unpacked beside the project. */
@@ -72,7 +127,7 @@ async function bringNatsServer() {
     const byHand =
       process.platform === "darwin"
         ? "`brew install nats-server`"
-        : "https://github.com/nats-io/nats-server/releases has it; or run `docker run -p 8080:8080 nats -js` with a WebSocket listener and set NATS_URL for `npm start`";
+        : "https://github.com/nats-io/nats-server/releases has it; for `npm start` alone a container does as well, with `jetstream {}` and `websocket { port: 8080, no_tls: true }` in its configuration and NATS_URL=ws://127.0.0.1:8080 here";
     const keyring = ["gpg", "pgp"].map((e) => `/usr/share/keyrings/debian-archive-keyring.${e}`).find(existsSync);
     const mirror = keyring && debianMirror();
     if (!mirror) {
@@ -114,6 +169,7 @@ async function debianPackage(home, mirror, keyring) {
     "Dir::Cache": apt,
     "Acquire::Languages": "none",
     "Acquire::http::Timeout": "20",
+    "Acquire::Retries": "1",
     "APT::Update::Error-Mode": "any",
     ...(process.getuid?.() === 0 && { "APT::Sandbox::User": "root" }),
   };
@@ -122,7 +178,7 @@ async function debianPackage(home, mirror, keyring) {
   await run("apt-get", [...flags, "--quiet", "update"], advice);
   await run("apt-get", [...flags, "--quiet", "download", "nats-server"], advice, apt);
   const file = readdirSync(apt).find((name) => /^nats-server_.*\.deb$/.test(name));
-  await run("dpkg", ["-x", join(apt, file), home], "Look at what it says");
+  await run("dpkg", ["-x", join(apt, file), home], "look at what it says");
   rmSync(apt, { recursive: true });
 }
 
@@ -163,20 +219,24 @@ function packagesOf(lockfile) {
 }
 
 function offline(what) {
-  return `${what[0].toUpperCase()}${what.slice(1)} could not be reached or refused: check this machine's network and run this again`;
+  return `look at what it says; if ${what} could not be reached, check this machine's network and run this again`;
 }
 
-/** Runs to the end, quietly; on failure shows what the command said, then one sentence. */
+/** Runs to the end, quietly; on failure shows the end of what the command said, then one sentence. */
 function run(command, args, advice, cwd = root) {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { cwd, env: env(), stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(command, args, { cwd, env: env(), stdio: ["ignore", "pipe", "pipe"], detached: true });
+    current = child;
     let said = "";
     for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (said += chunk));
-    child.on("error", (error) => reject(new SetupError(`\`${command}\` did not start (${error.message}). ${advice}.`)));
+    child.on("error", (error) => reject(new SetupError(`\`${command}\` did not start (${error.message}): ${advice}.`)));
     child.on("close", (code) => {
+      current = undefined;
       if (code === 0) return resolve();
       writeFileSync(join(cache, "setup.log"), said);
-      reject(new SetupError(`\`${command} ${args.at(-1)}\` failed. ${advice}; what it said is in .cache/setup.log.`));
+      const end = said.trim().split("\n").slice(-12).join("\n");
+      const what = [command, ...args.filter((arg) => !/^-|[=/]/.test(arg))].join(" ");
+      reject(new SetupError(`${end}\n\n\`${what}\` failed: ${advice} (all of it is in .cache/setup.log).`));
     });
   });
 }
@@ -203,8 +263,11 @@ async function step(label, work, progress) {
 /** Hands the terminal to the command and ends as it ends. */
 function hand([command, ...args]) {
   if (!command) return;
-  const child = spawn(command, args, { cwd: root, env: env(), stdio: "inherit" });
-  process.on("SIGINT", () => {}); // the terminal sends it to the child as well, which decides
+  const childEnv = env();
+  // what is set for deployed functions must not reach the tests
+  if (testing)
+    for (const name of Object.keys(childEnv)) if (/^(NATS|SORTIE)_|^FORCE_COLOR$/.test(name)) delete childEnv[name];
+  const child = spawn(command, args, { cwd: root, env: childEnv, stdio: "inherit" }); // the terminal sends it Ctrl-C as well
   for (const signal of ["SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
   child.on("error", (error) => {
     console.error(`\`${command}\` did not start: ${error.message}`);

@@ -16,7 +16,10 @@ program
   .option("--server <url>", "the server's WebSocket URL; login by NATS_CREDS or NATS_TOKEN", process.env.NATS_URL)
   .action(async (file: string, { server }: { server?: string }) => {
     if (!server) throw new SortieError("invalid-option", "Which server? Set NATS_URL or pass --server wss://…");
-    const definitions = collect(file, await createJiti(import.meta.url).import<Record<string, unknown>>(resolve(file)));
+    const definitions = collect(
+      file,
+      await createJiti(import.meta.url, { fsCache: false }).import<Record<string, unknown>>(resolve(file)),
+    );
     const { NATS_CREDS: creds, NATS_TOKEN: token } = process.env;
     const connection = await connect({ url: server, creds, token, name: "sortie apply" }, 10_000);
     try {
