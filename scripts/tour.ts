@@ -5,12 +5,11 @@ import { once } from "node:events";
 import { createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs, promisify } from "node:util";
-import pc from "picocolors";
 import { startNatsServer } from "../src/testing/nats-server.ts";
 import { type Observer, observe } from "./tour/observer.ts";
-import { createScreen } from "./tour/screen.ts";
+import { createScreen, type Screen } from "./tour/screen.ts";
 import { playTour } from "./tour/story.ts";
-import { startWorker } from "./worker.ts";
+import { type LocalWorker, startWorker } from "./worker.ts";
 
 const { values: options } = parseArgs({
   options: { exit: { type: "boolean", default: false }, port: { type: "string", default: process.env.PORT ?? "8787" } },
@@ -34,9 +33,13 @@ async function main(port: number): Promise<number> {
   const screen = createScreen(stopped.signal);
   screen.title("Sortie", "NATS JetStream for functions that don't stay up");
 
+  const login = process.env.NATS_URL
+    ? { NATS_CREDS: process.env.NATS_CREDS ?? "", NATS_TOKEN: process.env.NATS_TOKEN ?? "" }
+    : {};
   const url = process.env.NATS_URL || resources.use(await startNatsServer()).url;
-  const applied = await sortie(["apply", "functions/app.ts"], url);
-  const observer: Observer = resources.use(await observe(url));
+  const settings = { NATS_CREDS: "", NATS_TOKEN: "", ...login, NATS_URL: url };
+  const applied = await sortie(["apply", "functions/app.ts"], settings);
+  const observer: Observer = resources.use(await observe(settings));
   screen.fact("nats-server", `${observer.serverVersion}, ${redacted(url)}${process.env.NATS_URL ? " (NATS_URL)" : ""}`);
 
   screen.fact(
@@ -46,7 +49,7 @@ async function main(port: number): Promise<number> {
 
   const token = randomUUID();
   const worker = resources.use(
-    await startWorker({ port, bindings: { NATS_URL: url, SORTIE_PUBLISH_TOKEN: token }, onLog: screen.log }),
+    await startWorker({ port, bindings: { ...settings, SORTIE_PUBLISH_TOKEN: token }, onLog: screen.log }),
   );
   takeSignals();
   screen.fact(
@@ -54,7 +57,8 @@ async function main(port: number): Promise<number> {
     `${worker.url.href} in workerd; its cron "${worker.crons.join('", "')}" fires every second here`,
   );
 
-  const crons = keepFiring(worker, stopped.signal);
+  const over = new AbortController();
+  const crons = keepFiring(worker, AbortSignal.any([stopped.signal, over.signal]), screen);
   try {
     const facts = await playTour({ worker, token, observer, screen });
     if (!options.exit) {
@@ -63,7 +67,7 @@ async function main(port: number): Promise<number> {
     }
     return facts.every(({ holds }) => holds) ? 0 : 1;
   } finally {
-    stopped.abort();
+    over.abort();
     await crons;
   }
 }
@@ -77,19 +81,19 @@ function takeSignals(): void {
 }
 
 /** Cloudflare fires the triggers of wrangler.toml by the minute; nobody watches that long. */
-async function keepFiring(worker: Awaited<ReturnType<typeof startWorker>>, signal: AbortSignal): Promise<void> {
+async function keepFiring(worker: LocalWorker, signal: AbortSignal, screen: Screen): Promise<void> {
   for (;;) {
     await sleep(1_000, undefined, { signal }).catch(() => {});
     if (signal.aborted) return;
     for (const cron of worker.crons) {
       const { outcome } = await worker.fire(cron);
-      if (outcome !== "ok") console.error(pc.red(`The cron invocation ended with "${outcome}"`));
+      screen.fired(outcome);
     }
   }
 }
 
-async function sortie(args: string[], url: string): Promise<string[]> {
-  const env = { ...process.env, NATS_URL: url };
+async function sortie(args: string[], settings: Record<string, string>): Promise<string[]> {
+  const env = { ...process.env, ...settings };
   const run = promisify(execFile)(process.execPath, ["dist/cli/main.js", ...args], { env });
   const { stdout } = await run.catch(({ stderr }: { stderr: string }) => {
     throw new Error(stderr.trim());

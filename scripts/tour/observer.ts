@@ -1,7 +1,8 @@
 import { jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
-import { wsconnect } from "@nats-io/nats-core";
+import type { NatsConnection } from "@nats-io/nats-core";
+import { connect } from "../../src/nats/connection.ts";
 
-/** Looks at the server with the plain NATS client, so that what Sortie says of itself can be checked. */
+/** Looks at the server with the plain JetStream client, so that what Sortie says of itself can be checked. */
 export interface Observer extends AsyncDisposable {
   readonly serverVersion: string;
   /** The stored message, or undefined where the stream has none of this sequence. */
@@ -14,14 +15,25 @@ export interface Observer extends AsyncDisposable {
   publishRaw(subject: string, payload: string): Promise<number>;
 }
 
-export async function observe(url: string): Promise<Observer> {
-  const { username: user, password: pass, protocol, host } = new URL(url);
-  const connection = await wsconnect({ servers: `${protocol}//${host}`, timeout: 5_000, ...(user && { user, pass }) });
+/** @throws Error for a server that cannot release messages by itself. */
+export async function observe(settings: {
+  NATS_URL: string;
+  NATS_CREDS: string;
+  NATS_TOKEN: string;
+}): Promise<Observer> {
+  const { NATS_URL: url, NATS_CREDS: creds, NATS_TOKEN: token } = settings;
+  const connection = (await connect({ url, creds, token, name: "tour" }, 5_000)) as NatsConnection;
+  const serverVersion = connection.info?.version ?? "unknown";
+  if (serverVersion.localeCompare("2.12", "en", { numeric: true }) < 0) {
+    await connection.close();
+    throw new Error(
+      `The tour schedules a reminder, which takes nats-server 2.12 or newer; the one at NATS_URL is ${serverVersion}.`,
+    );
+  }
   const jsm = await jetstreamManager(connection);
-  const none = () => undefined;
   return {
-    serverVersion: connection.info?.version ?? "unknown",
-    stored: async (stream, seq) => (await jsm.streams.getMessage(stream, { seq }).catch(none)) ?? undefined,
+    serverVersion,
+    stored: async (stream, seq) => (await jsm.streams.getMessage(stream, { seq })) ?? undefined,
     async all(stream, next_by_subj) {
       const messages: StoredMsg[] = [];
       for (let seq = 1; ; seq = (messages.at(-1)?.seq ?? 0) + 1) {

@@ -1,7 +1,7 @@
 import pc from "picocolors";
 
 /** A line that the Worker logged, taken apart. */
-type LogEntry = Record<string, unknown> & { event: string };
+type LogEntry = Record<string, unknown> & { event: string /** When it was seen. */; at: number };
 
 export interface Screen {
   title(name: string, what: string): void;
@@ -13,6 +13,10 @@ export interface Screen {
   log(line: string): void;
   /** Answers when the Worker has logged a matching line. Throws after 20 seconds, or when the tour is stopped. */
   seen(matches: (entry: LogEntry) => boolean): Promise<LogEntry>;
+  /** A cron invocation ended. */
+  fired(outcome: string): void;
+  /** The outcomes of all cron invocations that were not "ok". */
+  readonly failures: readonly string[];
   check(claim: string, holds: boolean): void;
   invitation(url: URL, token: string): void;
   /** Settles when the tour is stopped. */
@@ -24,6 +28,7 @@ const marks = { in: pc.cyan("→"), ok: pc.green("✓"), later: pc.yellow("↻")
 export function createScreen(stop: AbortSignal): Screen {
   const started = Date.now();
   const entries: LogEntry[] = [];
+  const failures: string[] = [];
   let wake = Promise.withResolvers<void>();
   const stopped = new Promise<void>((resolve) => stop.addEventListener("abort", () => resolve(), { once: true }));
   const say = (line = "") => console.log(line);
@@ -61,6 +66,12 @@ export function createScreen(stop: AbortSignal): Screen {
       }
     },
     stopped,
+    failures,
+    fired(outcome) {
+      if (outcome === "ok") return;
+      failures.push(outcome);
+      event("dead", "cron", `the invocation ended with "${outcome}"`);
+    },
     check: (claim, holds) => say(`  ${holds ? pc.green("✓") : pc.red("✗ not so:")} ${claim}`),
     invitation(url, token) {
       say(`\nIt stays up until Ctrl-C. Publish one yourself, and watch it above:\n`);
@@ -75,7 +86,9 @@ export function createScreen(stop: AbortSignal): Screen {
 function parse(line: string): LogEntry | undefined {
   try {
     const entry: unknown = JSON.parse(line);
-    return typeof entry === "object" && entry !== null && "event" in entry ? (entry as LogEntry) : undefined;
+    return typeof entry === "object" && entry !== null && "event" in entry
+      ? ({ ...entry, at: Date.now() } as LogEntry)
+      : undefined;
   } catch {
     return undefined;
   }
@@ -105,6 +118,6 @@ function tell(entry: LogEntry, event: Screen["event"]) {
     case "invocation":
       return;
     default:
-      return event("ok", entry.event, JSON.stringify(entry));
+      return event("dead", entry.event, JSON.stringify(entry));
   }
 }

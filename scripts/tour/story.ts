@@ -1,8 +1,11 @@
 import { randomUUID } from "node:crypto";
+import type { StoredMsg } from "@nats-io/jetstream";
 import { deadLetterHeaders } from "../../src/dead-letter/store.ts";
 import type { LocalWorker } from "../worker.ts";
 import type { Observer } from "./observer.ts";
 import type { Screen } from "./screen.ts";
+
+const reminderMs = 3_000;
 
 /** What the tour showed, and whether the server says the same. */
 export interface Fact {
@@ -20,6 +23,7 @@ interface Stage {
 /** Publishes one message of each fate, waits until each has met it, and asks the server whether it is so. */
 export async function playTour({ worker, token, observer, screen }: Stage): Promise<Fact[]> {
   const run = randomUUID().slice(0, 4); // a server that stays, at NATS_URL, has seen other tours
+  const started = Date.now();
   const facts: Fact[] = [];
   const is = (claim: string, holds: boolean) => facts.push({ claim, holds });
 
@@ -33,12 +37,14 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
   const garbage = await observer.publishRaw("images.resize", `not JSON ${run}`);
   screen.event("in", "published", `images.resize #${garbage}, not JSON, by another NATS client`);
 
-  await charged(`good-${run}`);
-  const scheduled = async () => (await observer.all("ORDERS", `sortie.schedule.ORDERS.reminder-good-${run}`)).at(0);
+  const goodCharged = await charged(`good-${run}`);
+  const scheduled = async () =>
+    (await observer.all("ORDERS", `sortie.schedule.ORDERS.reminder-good-${run}`)).at(0)?.header.get("Nats-Schedule");
   await until(async () => (await scheduled()) !== undefined); // a handler's own log comes before what it publishes
-  const due = Date.parse((await scheduled())?.header.get("Nats-Schedule").replace("@at ", "") ?? "");
+  const due = Date.parse((await scheduled())?.replace("@at ", "") ?? "");
   screen.event("clock", "scheduled", `the reminder of good-${run}, for ${clock(due)}`);
-  await charged(`busy-${run}`);
+  const retried = await screen.seen(({ event, sequence }) => event === "retried" && sequence === busy.sequence);
+  const busyCharged = await charged(`busy-${run}`);
   await Promise.all([
     screen.seen(({ event, sequence }) => event === "dead-lettered" && sequence === declined.sequence),
     screen.seen(
@@ -48,54 +54,93 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
     screen.seen(({ event, url }) => event === "resized" && `${url}`.includes(run)),
     screen.seen(({ event, orderId }) => event === "reminded" && orderId === `good-${run}`),
   ]);
-  const released = (await observer.all("ORDERS", "orders.reminder")).filter(
-    (reminder) => reminder.json<{ orderId: string }>().orderId === `good-${run}`,
-  );
-  const late = (released[0]?.time.getTime() ?? NaN) - due;
+  const reminders = () => ofThisRun("ORDERS", "orders.reminder");
+  const [reminder] = await reminders();
+  const late = (reminder?.time.getTime() ?? NaN) - due;
   screen.event("clock", "released", `the reminder of good-${run}, ${late} ms after it was due`);
+  // the busy order's reminder ends the run; what came twice has come by then
+  await screen.seen(({ event, orderId }) => event === "reminded" && orderId === `busy-${run}`);
 
   screen.section("What the server says of it");
+  const orders = (await ofThisRun("ORDERS", "orders.placed")).map(
+    (message) => `${message.seq} ${message.json<{ orderId: string }>().orderId}`,
+  );
+  const settled = async (stream: string, consumer: string, sequence: number | undefined) =>
+    until(async () => (await observer.ackFloor(stream, consumer)) >= (sequence ?? Infinity));
+  const lastReminder = (await reminders()).at(-1)?.seq;
   is(
-    "every publish that was accepted is stored, the repeated one once",
+    "every publish that was accepted is stored, the repeated one once, the malformed one (422) nowhere",
     again.duplicate &&
       again.sequence === good.sequence &&
-      (await placed(good)) &&
-      (await placed(busy)) &&
-      (await placed(declined)),
+      malformed.status === 422 &&
+      orders.join() ===
+        `${good.sequence} good-${run},${busy.sequence} busy-${run},${declined.sequence} declined-${run}`,
   );
+  is("every order is settled", await settled("ORDERS", "billing", declined.sequence));
   is(
-    "the malformed order was refused with the failing field (422), and stored nowhere",
-    malformed.status === 422 && malformed.sequence === undefined,
+    "the busy card's order was handled on its second attempt, two seconds later",
+    busyCharged.attempt === 2 && busyCharged.at - retried.at > 1_900,
   );
-  is(
-    "every order is settled",
-    await until(async () => (await observer.ackFloor("ORDERS", "billing")) >= (declined.sequence ?? Infinity)),
-  );
-  is("the busy card's order was handled on its second attempt", (await charged(`busy-${run}`)).attempt === 2);
   is(
     "the work queue has let go of both images",
-    await until(
-      async () =>
-        !(await observer.stored("IMAGES", image.sequence ?? 0)) && !(await observer.stored("IMAGES", garbage)),
-    ),
+    (await settled("IMAGES", "resizer", garbage)) &&
+      !(await observer.stored("IMAGES", image.sequence ?? 0)) &&
+      !(await observer.stored("IMAGES", garbage)),
   );
+  const letters = await lettersOfThisRun();
   is(
-    "the declined order is in the dead letters: non-retriable",
-    await isDead("dead.orders.billing", declined.sequence, "non-retriable"),
+    "the declined order is in the dead letters: non-retriable, card declined",
+    isLetter(letters[0], "non-retriable", "NonRetriableError: card declined", `"orderId":"declined-${run}"`),
   );
   is(
     "the garbage is in the dead letters, byte for byte: undecodable",
-    await isDead("dead.images.resizer", garbage, "undecodable", `not JSON ${run}`),
+    isLetter(letters[1], "undecodable", "not JSON", `not JSON ${run}`),
   );
-  is("the reminder was released once, not early, within a second", released.length === 1 && late >= 0 && late < 1_000);
+  is(
+    "nothing else is in the dead letters, and no invocation failed",
+    letters.length === 2 && screen.failures.length === 0,
+  );
+  is(
+    "the reminder was released once, three seconds after the order was handled, not early, within a second",
+    (await reminders()).map((message) => message.json<{ orderId: string }>().orderId).join() ===
+      `good-${run},busy-${run}` &&
+      due >= good.at + reminderMs &&
+      due <= goodCharged.at + reminderMs &&
+      late >= 0 &&
+      late < 1_000 &&
+      (await settled("ORDERS", "reminders", lastReminder)),
+  );
   for (const { claim, holds } of facts) screen.check(claim, holds);
   return facts;
 
+  async function ofThisRun(stream: string, subject: string) {
+    return (await observer.all(stream, subject)).filter((message) => message.string().includes(`-${run}"`));
+  }
+
+  /** In the order of their origins: an order, then an image. */
+  async function lettersOfThisRun() {
+    const found = await Promise.all(
+      ["dead.orders.billing", "dead.orders.reminders", "dead.images.resizer"].map((subject) =>
+        observer.all("DEAD", subject),
+      ),
+    );
+    return found.flat().filter(({ time }) => time.getTime() >= started);
+  }
+
+  function isLetter(letter: StoredMsg | undefined, reason: string, error: string, payload: string): boolean {
+    return (
+      letter?.header.get(deadLetterHeaders.reason) === reason &&
+      letter.header.get(deadLetterHeaders.error).includes(error) &&
+      letter.string().includes(payload)
+    );
+  }
+
   function place(orderId: string, card: string) {
-    return post("orders.placed", { orderId, card, cents: 1_999, remindAfterSeconds: 3 }, orderId);
+    return post("orders.placed", { orderId, card, cents: 1_999, remindAfterSeconds: reminderMs / 1_000 }, orderId);
   }
 
   async function post(subject: string, payload: object, key?: string) {
+    const at = Date.now();
     const response = await fetch(new URL(`publish/${subject}`, worker.url), {
       method: "POST",
       headers: {
@@ -116,28 +161,11 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
     } else {
       screen.event("dead", `refused, ${response.status}`, `${detail}`);
     }
-    return { status: response.status, sequence, duplicate };
+    return { status: response.status, sequence, duplicate, at };
   }
 
   function charged(orderId: string) {
     return screen.seen((entry) => entry.event === "charged" && entry.orderId === orderId);
-  }
-
-  async function placed({ sequence }: { sequence: number | undefined }): Promise<boolean> {
-    return (await observer.stored("ORDERS", sequence ?? 0))?.subject === "orders.placed";
-  }
-
-  async function isDead(
-    subject: string,
-    sequence: number | undefined,
-    reason: string,
-    payload?: string,
-  ): Promise<boolean> {
-    const letters = (await observer.all("DEAD", subject)).filter(
-      ({ header }) =>
-        header.get(deadLetterHeaders.sequence) === `${sequence}` && header.get(deadLetterHeaders.reason) === reason,
-    );
-    return letters.length === 1 && (payload === undefined || letters[0]?.string() === payload);
   }
 }
 
