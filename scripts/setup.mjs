@@ -31,10 +31,11 @@ const tools = [join(root, "node_modules", ".bin")];
 const env = () => ({ ...process.env, PATH: [...tools, process.env.PATH].join(delimiter) });
 
 let current; // the command that set-up is running
+let ready = false; // from then on the command that was asked for decides what a signal means
 for (const [signal, code] of Object.entries({ SIGINT: 130, SIGTERM: 143, SIGHUP: 129 })) {
   process.on(signal, () => {
-    if (!current) return;
-    process.kill(-current.pid, "SIGKILL"); // npm would go on cleaning up for half a minute
+    if (ready) return;
+    if (current) process.kill(-current.pid, "SIGKILL"); // npm would go on cleaning up for half a minute
     unlock();
     process.exit(code);
   });
@@ -53,6 +54,7 @@ try {
 } finally {
   unlock();
 }
+ready = true;
 if (!process.exitCode) hand(command);
 
 /** One set-up at a time in this folder. */

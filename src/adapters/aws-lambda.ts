@@ -6,7 +6,7 @@ import type { InvocationReport } from "../consume/report.ts";
 import { createHttp } from "../http/http.ts";
 import { disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
-import { connectWith, logJson, reported, told } from "./settings.ts";
+import { connectWith, logJson, reported } from "./settings.ts";
 
 /** The handlers of Lambda functions, one function each. */
 export interface LambdaHandlers {
@@ -38,9 +38,7 @@ export function serve(app: App): LambdaHandlers {
   return {
     http: handle(http),
     async pull(_event, context) {
-      return reported(
-        await told(invoke({ streams, bindings, connect, deadline: Date.now() + remaining(context), log: logJson })),
-      );
+      return reported(invoke({ streams, bindings, connect, deadline: Date.now() + remaining(context), log: logJson }));
     },
     async release(_event, context) {
       const ms = remaining(context);

@@ -3,7 +3,7 @@ import type { App } from "../app.ts";
 import { invoke } from "../consume/invocation.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { createHttp } from "../http/http.ts";
-import { connectWith, logJson, reported, type Settings, told } from "./settings.ts";
+import { connectWith, logJson, reported, type Settings } from "./settings.ts";
 
 export interface ServeOptions {
   /** The time that one cron invocation may take; Workers end it after 15 minutes. @default "50s" */
@@ -33,7 +33,7 @@ export function serve(app: App, { budget = "50s" }: ServeOptions = {}): WorkerHa
     async scheduled(_controller, env) {
       const { streams, bindings } = app;
       const connect = (ms: number) => connectWith(env, ms, openUpgraded);
-      reported(await told(invoke({ streams, bindings, connect, deadline: Date.now() + budgetMs, log: logJson })));
+      await reported(invoke({ streams, bindings, connect, deadline: Date.now() + budgetMs, log: logJson }));
     },
   };
 }

@@ -35,10 +35,15 @@ export function logJson(entry: object): void {
 }
 
 /**
- * Logs what an invocation did, where it did anything, and hands the report on.
- * @throws SortieError `invocation-failed` for consumers that failed, so that the platform counts the invocation as failed.
+ * Logs what an invocation did, where it did anything, and hands its report on.
+ * @throws SortieError `invocation-failed` for consumers that failed, so that the platform counts the invocation as failed;
+ * what the invocation itself throws is logged and passed on.
  */
-export function reported(report: InvocationReport): InvocationReport {
+export async function reported(invocation: Promise<InvocationReport>): Promise<InvocationReport> {
+  const report = await invocation.catch((error: unknown) => {
+    logJson({ event: "failed", error: textOf(error) });
+    throw error;
+  });
   const eventful = ({ pulled, ended }: ConsumerReport) => pulled > 0 || ended !== "drained";
   if (report.consumers.some(eventful)) logJson({ event: "invocation", ...report });
   const failed = report.consumers.flatMap(({ error, stream, consumer, unconfirmed }) => [
@@ -51,14 +56,4 @@ export function reported(report: InvocationReport): InvocationReport {
   ]);
   if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;
-}
-
-/** Logs what an invocation that came to nothing says, as a line like all others. */
-export async function told<T>(invocation: Promise<T>): Promise<T> {
-  try {
-    return await invocation;
-  } catch (error) {
-    logJson({ event: "failed", error: textOf(error) });
-    throw error;
-  }
 }

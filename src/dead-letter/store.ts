@@ -1,7 +1,7 @@
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import { textOf } from "../errors.ts";
 import { type Delivery, derivedId, headersOf } from "../nats/delivery.ts";
-import { lineSize, type Outgoing, wireSize } from "../publish/outgoing.ts";
+import { headersSize, lineSize, type Outgoing } from "../publish/outgoing.ts";
 import { idHeader } from "../schedule/schedule.ts";
 
 /** Why a message is in the dead letters. */
@@ -10,7 +10,7 @@ export type DeadLetterReason =
   | "non-retriable"
   /** The handler failed as often as its policy allows. */
   | "attempts-exhausted"
-  /** It was delivered as often as its policy allows, and no delivery was ever settled: its function was killed each time. */
+  /** It was delivered as often as its policy allows, and no delivery was ever settled: each time its function ended before, or its dead letter was refused. */
   | "never-settled"
   /** The payload is not JSON in UTF-8. */
   | "undecodable"
@@ -58,7 +58,7 @@ export function deadLetterOf(
     [deadLetterHeaders.time, new Date(story.now).toISOString()],
   ];
   if (messageId) headers.push([deadLetterHeaders.messageId, messageId]);
-  let room = maxPayload - payload.length - wireSize([...headers, ["Nats-Msg-Id", id], ["Nats-Expected-Stream", ""]]);
+  let room = maxPayload - payload.length - headersSize({ id, headers });
   add(
     deadLetterHeaders.error,
     headerValue(textOf(story.error)).slice(0, Math.max(0, room - deadLetterHeaders.error.length - 4)),

@@ -1,5 +1,6 @@
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
+import { assertCounts } from "./count.ts";
 import { exponential, type RetryPolicy } from "./retry.ts";
 import type { StreamDefinition, Subjects } from "./stream.ts";
 import { assertName, assertPattern, type Covers, covers, isLiteral, type Literal } from "./subject.ts";
@@ -70,14 +71,9 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
   assertName(name, what);
   const filters = filtersOf(stream, options.filter, what);
   const { concurrency = 16, retry = { attempts: 5, backoff: exponential("1s", { max: "5m" }) }, deadLetter } = options;
-  for (const [option, value] of Object.entries({ concurrency, "retry.attempts": retry.attempts })) {
-    if (!Number.isInteger(value) || value < 1) {
-      throw new SortieError(
-        "invalid-definition",
-        `${what}: expected ${option} to be a whole number from 1, got ${value}`,
-      );
-    }
-  }
+  const { maxAckPending = -1 } = options;
+  assertCounts({ concurrency, "retry.attempts": retry.attempts }, what);
+  if (maxAckPending !== -1) assertCounts({ maxAckPending }, what);
   if (typeof deadLetter !== "string" || !isLiteral(deadLetter)) {
     throw new SortieError(
       "invalid-definition",
@@ -88,13 +84,6 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     throw new SortieError(
       "invalid-definition",
       `${what}: its filter catches its own deadLetter subject "${deadLetter}"; use another subject or a narrower filter`,
-    );
-  }
-  const { maxAckPending = -1 } = options;
-  if (maxAckPending !== -1 && !(Number.isInteger(maxAckPending) && maxAckPending >= 1)) {
-    throw new SortieError(
-      "invalid-definition",
-      `${what}: expected maxAckPending to be -1 or a whole number from 1, got ${maxAckPending}`,
     );
   }
   const ackWaitMs = toMs(options.ackWait ?? "30s", `${what}, ackWait`);

@@ -1,6 +1,7 @@
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
 import type { Schema } from "../schema.ts";
+import { assertCounts } from "./count.ts";
 import { assertName, assertPattern, covers } from "./subject.ts";
 
 /** A schema for each subject, or subject pattern, of a stream. */
@@ -109,13 +110,9 @@ export function defineStream<const S extends Subjects = Record<never, never>>(
   }
   const { maxMessages = -1, maxBytes = -1, replicas = 1 } = options;
   const limited = maxMessages !== -1 || maxBytes !== -1;
-  for (const [option, value] of Object.entries({ maxMessages, maxBytes, replicas })) {
-    if (Number.isInteger(value) && (value >= 1 || (value === -1 && option !== "replicas"))) continue;
-    throw new SortieError(
-      "invalid-definition",
-      `${what}: expected ${option} to be a whole number from 1, got ${value}`,
-    );
-  }
+  assertCounts({ replicas }, what);
+  if (maxMessages !== -1) assertCounts({ maxMessages }, what);
+  if (maxBytes !== -1) assertCounts({ maxBytes }, what);
   if (limited && options.schedules) {
     throw new SortieError(
       "invalid-definition",

@@ -7,6 +7,9 @@ import { within } from "./within.ts";
 /** How a pull ended: `more` may be waiting, or the consumer has nothing to give now. */
 type PullEnd = "more" | "drained";
 
+/** How one request ended; `lapsed` is one whose time was over before it was given anything. */
+type RequestEnd = PullEnd | "lapsed" | SortieError;
+
 export interface Puller {
   /**
    * Asks for up to `batch` deliveries that are there now, and answers when the last of them has been handed over, or
@@ -31,9 +34,7 @@ export function openPuller(
   const prefix = createInbox();
   let pulls = 0;
   let pending = 0; // on the consumer, behind the last delivery
-  let current:
-    | { subject: string; batch: number; received: number; end: (end: PullEnd | SortieError) => void }
-    | undefined;
+  let current: { subject: string; batch: number; received: number; end: (end: RequestEnd) => void } | undefined;
 
   connection.subscribe(`${prefix}.*`, {
     callback: (error, message) => {
@@ -53,11 +54,11 @@ export function openPuller(
     },
   });
 
-  function ask(batch: number, ms: number, expiresMs: number): Promise<PullEnd | SortieError> {
+  function ask(batch: number, ms: number, expiresMs: number): Promise<RequestEnd> {
     pulls += 1;
     const subject = `${prefix}.${pulls}`;
     let timer: ReturnType<typeof setTimeout> | undefined;
-    return new Promise<PullEnd | SortieError>((resolve) => {
+    return new Promise<RequestEnd>((resolve) => {
       current = { subject, batch, received: 0, end: resolve };
       const silence = new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(ms)} ms`);
       timer = setTimeout(() => resolve(silence), ms);
@@ -73,8 +74,8 @@ export function openPuller(
     async pull(batch, ms) {
       const giveUpAt = Date.now() + ms * 0.8;
       let end = await ask(batch, giveUpAt - Date.now(), 5);
-      if (end === "drained" && pending > 0) end = await ask(batch, giveUpAt - Date.now(), 25);
-      if (!(end instanceof SortieError)) return end;
+      if (end === "lapsed" && pending > 0) end = await ask(batch, giveUpAt - Date.now(), 25);
+      if (!(end instanceof SortieError)) return end === "more" ? "more" : "drained";
       if (end.code !== "timed-out") throw end;
       throw await explainSilence(connection, { stream, consumer }, end, ms * 0.2);
     },
@@ -82,7 +83,7 @@ export function openPuller(
 }
 
 /** What the server's status ends a pull with; undefined for one that does not end it (a heartbeat). */
-function statusOf(message: Msg, received: number, what: string): PullEnd | SortieError | undefined {
+function statusOf(message: Msg, received: number, what: string): RequestEnd | undefined {
   const code = message.headers?.code;
   const description = message.headers?.description ?? "";
   switch (code) {
@@ -91,7 +92,7 @@ function statusOf(message: Msg, received: number, what: string): PullEnd | Sorti
     case 404:
       return "drained";
     case 408: // its time was over: with nothing to give, or in the middle of handing out
-      return received > 0 ? "more" : "drained";
+      return received > 0 ? "more" : "lapsed";
     case 409:
       if (/deleted/i.test(description)) return missing(what);
       return new SortieError("stream-refused", `${what} refused a pull: ${description}`);

@@ -60,9 +60,12 @@ export async function preparePayload(
   return { stream: stream.name, subject, payload };
 }
 
-/** The bytes that headers take beside the payload (NATS ADR-4): both together must fit the server's max_payload. */
-export function wireSize(headers: Headers): number {
-  return headers.reduce((sum, header) => sum + lineSize(header), "NATS/1.0\r\n\r\n".length);
+/** The bytes that a message's headers take beside its payload (NATS ADR-4): both together must fit the server's max_payload. */
+export function headersSize({ id, stream, headers = [] }: Pick<Outgoing, "id" | "stream" | "headers">): number {
+  const lines = [...headers];
+  if (id) lines.push(["Nats-Msg-Id", id]);
+  if (stream) lines.push(["Nats-Expected-Stream", stream]);
+  return lines.reduce((sum, header) => sum + lineSize(header), "NATS/1.0\r\n\r\n".length);
 }
 
 /** The bytes that one header takes among others. */

@@ -3,7 +3,7 @@ import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { isNoResponders, publisherOn } from "../nats/jetstream.ts";
 import { within } from "../nats/within.ts";
-import { type Outgoing, wireSize } from "./outgoing.ts";
+import { headersSize, type Outgoing } from "./outgoing.ts";
 
 /** Where the server stored a message; `duplicate` where one with its id was there already. */
 export interface Published {
@@ -20,12 +20,11 @@ export interface Published {
 export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
   const { stream, subject, payload, id } = outgoing;
   const limit = maxPayloadOf(connection) - (stream ? storyBytes : 0);
-  const expected = { "Nats-Msg-Id": id ?? "", "Nats-Expected-Stream": stream ?? "" };
-  const headersSize = wireSize([...(outgoing.headers ?? []), ...Object.entries(expected)]);
-  if (payload.length + headersSize > limit) {
+  const besides = headersSize(outgoing);
+  if (payload.length + besides > limit) {
     throw new SortieError(
       "payload-too-large",
-      `The message for "${subject}" has ${payload.length} bytes and ${headersSize} of headers; here it may have ${limit} in all (the server's max_payload, less room for the story of a dead letter)`,
+      `The message for "${subject}" has ${payload.length} bytes and ${besides} of headers; here it may have ${limit} in all (the server's max_payload, less room for the story of a dead letter)`,
     );
   }
   try {
