@@ -4,6 +4,7 @@ import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { debianSource, unpackFromDebian } from "./debian.mjs";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const cache = join(root, ".cache");
@@ -130,14 +131,21 @@ async function bringNatsServer() {
       process.platform === "darwin"
         ? "`brew install nats-server`"
         : "https://github.com/nats-io/nats-server/releases has it; for `npm start` alone a container does as well, with `jetstream {}` and `websocket { port: 8080, no_tls: true }` in its configuration and NATS_URL=ws://127.0.0.1:8080 here";
-    const keyring = ["gpg", "pgp"].map((e) => `/usr/share/keyrings/debian-archive-keyring.${e}`).find(existsSync);
-    const mirror = keyring && debianMirror();
-    if (!mirror) {
+    const source = debianSource();
+    if (!source) {
       throw new SetupError(
         `Sortie needs nats-server ${needNats} or newer on the PATH, and this machine has no Debian apt to bring it: ${byHand}.`,
       );
     }
-    await step("Fetching nats-server from Debian testing", () => debianPackage(home, mirror, keyring));
+    await step("Fetching nats-server from Debian testing", () =>
+      unpackFromDebian({
+        source,
+        suite: debianSuite,
+        packages: ["nats-server"],
+        home,
+        run: (name, args, cwd) => run(name, args, offline("Debian's mirror"), cwd),
+      }),
+    );
     if (!natsOn(bin)) {
       throw new SetupError(
         `Debian ${debianSuite} offers no nats-server ${needNats} or newer for this machine: put one on the PATH (${byHand}) and run this again.`,
@@ -145,43 +153,6 @@ async function bringNatsServer() {
     }
   }
   tools.push(bin);
-}
-
-/** The machine's own Debian mirror, so that no host is written down here. */
-function debianMirror() {
-  const targets = spawnSync("apt-get", ["indextargets", "--no-release-info", "--format", "$(REPO_URI) $(RELEASE)"], {
-    encoding: "utf8",
-  });
-  return targets.stdout
-    ?.split("\n")
-    .map((line) => line.split(" "))
-    .find(([uri, release]) => /\/debian\/?$/.test(uri) && /^[a-z]+$/.test(release ?? ""))?.[0];
-}
-
-/** Downloads with a private apt configuration, checked against Debian's signatures; the system's apt stays as it is. */
-async function debianPackage(home, mirror, keyring) {
-  const apt = join(cache, "apt");
-  for (const folder of ["lists/partial", "archives/partial"]) mkdirSync(join(apt, folder), { recursive: true });
-  const sources = join(apt, "sources.list");
-  writeFileSync(sources, `deb [signed-by=${keyring}] ${mirror} ${debianSuite} main\n`);
-  const options = {
-    "Dir::Etc::sourcelist": sources,
-    "Dir::Etc::sourceparts": "-",
-    "Dir::State::Lists": join(apt, "lists"),
-    "Dir::Cache": apt,
-    "Acquire::Languages": "none",
-    "Acquire::http::Timeout": "20",
-    "Acquire::Retries": "1",
-    "APT::Update::Error-Mode": "any",
-    ...(process.getuid?.() === 0 && { "APT::Sandbox::User": "root" }),
-  };
-  const flags = Object.entries(options).flatMap(([name, value]) => ["-o", `${name}=${value}`]);
-  const advice = offline("Debian's mirror");
-  await run("apt-get", [...flags, "--quiet", "update"], advice);
-  await run("apt-get", [...flags, "--quiet", "download", "nats-server"], advice, apt);
-  const file = readdirSync(apt).find((name) => /^nats-server_.*\.deb$/.test(name));
-  await run("dpkg", ["-x", join(apt, file), home], "look at what it says");
-  rmSync(apt, { recursive: true });
 }
 
 /** Whether the last file that a build makes is newer than all that goes into it. */
