@@ -1,6 +1,12 @@
 import { SortieError } from "../errors.ts";
 
 /**
+ * Every wait of an invocation for something outside of it is a point where it may be killed, frozen or cut off. A test
+ * sets `reached` to be told of each, before the wait and after it.
+ */
+export const crashPoints: { reached?: (point: string, phase: "before" | "after") => void } = {};
+
+/**
  * Waits for `promise`, but no longer than `ms`: the NATS client's own promises can stay pending for ever.
  * @throws SortieError `timed-out` naming `what`; a later rejection of `promise` is ignored.
  */
@@ -13,9 +19,11 @@ export async function within<T>(ms: number, what: string, promise: Promise<T>): 
     );
   });
   try {
-    return await Promise.race([promise, late]);
+    crashPoints.reached?.(what, "before");
+    const result = await Promise.race([promise, late]);
+    crashPoints.reached?.(what, "after");
+    return result;
   } finally {
     clearTimeout(timer);
-    promise.catch(() => {});
   }
 }
