@@ -3,9 +3,17 @@ export type { Handler, HandlerContext, PayloadFor, PublishableSubject } from "./
 export type { Message } from "./consume/message.ts";
 export type { ConsumerReport, InvocationEvent, InvocationReport } from "./consume/report.ts";
 export { NonRetriableError, RetryAfterError } from "./consume/settlement.ts";
-export { type DeadLetterReason, deadLetterHeaders } from "./dead-letter/store.ts";
+export { type DeadLetterReason, deadLetterHeaders } from "./dead-letter/story.ts";
 export { type ConsumerDefinition, type ConsumerOptions, defineConsumer } from "./define/consumer.ts";
-export { type Backoff, exponential, fixed, type RetryPolicy } from "./define/retry.ts";
+export {
+  type Backoff,
+  exponential,
+  fixed,
+  list,
+  type RetryDecision,
+  type RetryPolicy,
+  type RetryRule,
+} from "./define/retry.ts";
 export { defineStream, type StreamDefinition, type StreamOptions, type Subjects } from "./define/stream.ts";
 export type { Duration } from "./duration.ts";
 export { type ErrorCode, InvalidPayloadError, type PayloadIssue, SortieError } from "./errors.ts";

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import type { StoredMsg } from "@nats-io/jetstream";
-import { deadLetterHeaders } from "../../src/dead-letter/store.ts";
+import { deadLetterHeaders } from "../../src/dead-letter/story.ts";
 import type { LocalWorker } from "../worker.ts";
 import type { Observer } from "./observer.ts";
 import type { Screen } from "./screen.ts";

@@ -1,12 +1,17 @@
 import type { Context } from "hono";
 import { handle, type LambdaContext } from "hono/aws-lambda";
 import type { App } from "../app.ts";
-import { invoke } from "../consume/invocation.ts";
+import { invoke, type Linger } from "../consume/invocation.ts";
 import type { InvocationReport } from "../consume/report.ts";
 import { createHttp } from "../http/http.ts";
-import { disconnect } from "../nats/connection.ts";
+import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
 import { connectWith, logJson, reported } from "./settings.ts";
+
+export interface ServeOptions {
+  /** What `pull` does when nothing is left: Lambda bills the time that it waits. @default "drain" */
+  linger?: Linger;
+}
 
 /** The handlers of Lambda functions, one function each. */
 export interface LambdaHandlers {
@@ -25,7 +30,7 @@ const runtimeMs = 250; // for the runtime to take the answer before it ends the 
  * @example
  * export const { http, pull, release } = serve(app);
  */
-export function serve(app: App): LambdaHandlers {
+export function serve(app: App, { linger }: ServeOptions = {}): LambdaHandlers {
   const { streams, bindings } = app;
   const connect = (ms: number) => connectWith(process.env, ms);
   const remaining = (context: Pick<LambdaContext, "getRemainingTimeInMillis">) =>
@@ -38,18 +43,30 @@ export function serve(app: App): LambdaHandlers {
   return {
     http: handle(http),
     async pull(_event, context) {
-      return reported(invoke({ streams, bindings, connect, deadline: Date.now() + remaining(context), log: logJson }));
+      return reported(
+        invoke({
+          streams,
+          bindings,
+          connect,
+          deadline: Date.now() + remaining(context),
+          host: process.env.AWS_LAMBDA_LOG_STREAM_NAME ?? "aws-lambda",
+          log: logJson,
+          ...(linger !== undefined && { linger }),
+        }),
+      );
     },
     async release(_event, context) {
       const ms = remaining(context);
-      const deadline = Date.now() + ms;
       const connection = await connect(ms / 4);
       try {
         const report = await release(connection, streams, ms / 2);
         logJson({ event: "release", ...report });
         return report;
+      } catch (error) {
+        await assertLoggedIn(connection);
+        throw error;
       } finally {
-        await disconnect(connection, deadline - Date.now());
+        disconnect(connection);
       }
     },
   };

@@ -1,13 +1,18 @@
 import type { ExecutionContext } from "hono";
 import type { App } from "../app.ts";
-import { invoke } from "../consume/invocation.ts";
+import { invoke, type Linger } from "../consume/invocation.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { createHttp } from "../http/http.ts";
 import { connectWith, logJson, reported, type Settings } from "./settings.ts";
 
 export interface ServeOptions {
-  /** The time that one cron invocation may take; Workers end it after 15 minutes. @default "50s" */
+  /**
+   * The time that one cron invocation may take; Workers end it after 15 minutes. @default "50s"; with `linger:
+   * "until-budget"` "65s", so that under a cron of every minute the next one is there before this one leaves
+   */
   budget?: Duration;
+  /** What an invocation does when nothing is left: Workers do not bill the time that it waits. @default "drain" */
+  linger?: Linger;
 }
 
 /** The handlers of a Worker, for `export default`. */
@@ -22,7 +27,8 @@ export interface WorkerHandlers {
  * @example
  * export default serve(app);
  */
-export function serve(app: App, { budget = "50s" }: ServeOptions = {}): WorkerHandlers {
+export function serve(app: App, { linger = "drain", ...options }: ServeOptions = {}): WorkerHandlers {
+  const { budget = linger === "until-budget" ? "65s" : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
   const http = createHttp(app, {
     connect: (c, ms) => connectWith(c.env as Settings, ms, openUpgraded),
@@ -33,7 +39,10 @@ export function serve(app: App, { budget = "50s" }: ServeOptions = {}): WorkerHa
     async scheduled(_controller, env) {
       const { streams, bindings } = app;
       const connect = (ms: number) => connectWith(env, ms, openUpgraded);
-      await reported(invoke({ streams, bindings, connect, deadline: Date.now() + budgetMs, log: logJson }));
+      const deadline = Date.now() + budgetMs;
+      await reported(
+        invoke({ streams, bindings, connect, deadline, linger, host: "cloudflare-workers", log: logJson }),
+      );
     },
   };
 }

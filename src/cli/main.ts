@@ -3,7 +3,7 @@ import { resolve } from "node:path";
 import { Command } from "commander";
 import { createJiti } from "jiti";
 import { SortieError, textOf } from "../errors.ts";
-import { connect, disconnect } from "../nats/connection.ts";
+import { assertLoggedIn, connect, disconnect } from "../nats/connection.ts";
 import { type Applied, apply } from "../provision/apply.ts";
 import { collect } from "./definitions.ts";
 
@@ -30,8 +30,11 @@ program
               cause: error,
             });
       });
+    } catch (error) {
+      await assertLoggedIn(connection);
+      throw error;
     } finally {
-      await disconnect(connection);
+      disconnect(connection);
     }
   });
 

@@ -1,7 +1,5 @@
-/** The parts of an invocation's time, in milliseconds or as points in time (epoch milliseconds). */
+/** The parts of an invocation's time, as points in time (epoch milliseconds). */
 export interface Budget {
-  /** The most that connecting may take. */
-  readonly connectMs: number;
   /** No more pulling from here; handlers see their signal abort. */
   readonly stopAt: number;
   /** A handler that still runs is left behind, and its message retried. */
@@ -12,15 +10,27 @@ export interface Budget {
   readonly settleBy: number;
 }
 
-/** Shares out the time until `deadline`: a quarter (five seconds at most) for connecting, a fifth (three seconds at most) for settling and closing. */
-export function planBudget(now: number, deadline: number): Budget {
-  const total = Math.max(0, deadline - now);
-  const tail = Math.min(total / 5, 3_000);
+/** The most that connecting may take, in milliseconds. */
+export function connectMs(now: number, deadline: number): number {
+  return Math.max(0, Math.min((deadline - now) / 4, 5_000));
+}
+
+/**
+ * Shares out an invocation's time. The margin at its end is for the server's word on what is published, written down and
+ * settled: a few round trips, as long as the slowest one that this invocation has seen (`slowestMs`) and as many again; a
+ * fifth of the time (three seconds at most) as long as nothing is known. Before it, handlers have a moment to heed their signal.
+ */
+export function planBudget(started: number, deadline: number, slowestMs?: number): Budget {
+  const total = Math.max(0, deadline - started);
+  const margin =
+    slowestMs === undefined
+      ? Math.min(total / 5, 3_000)
+      : Math.min(total / 2, Math.min(total / 5, 500) + 8 * slowestMs);
+  const grace = Math.min(total / 20, 1_000);
   return {
-    connectMs: Math.min(total / 4, 5_000),
-    stopAt: deadline - tail,
-    abandonAt: deadline - tail * 0.7,
-    publishBy: deadline - tail * 0.4,
-    settleBy: deadline - tail * 0.2,
+    stopAt: deadline - margin - grace,
+    abandonAt: deadline - margin,
+    publishBy: deadline - margin * 0.6,
+    settleBy: deadline - margin * 0.1,
   };
 }

@@ -1,9 +1,19 @@
 import type { StreamDefinition } from "../define/stream.ts";
-import { type Connection, disconnect } from "../nats/connection.ts";
-import { planBudget } from "./budget.ts";
+import { type Duration, toMs } from "../duration.ts";
+import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
+import { connectMs } from "./budget.ts";
+import { startClock } from "./clock.ts";
+import { createGate } from "./gate.ts";
 import type { Binding } from "./handler.ts";
+import { openLedger } from "./ledger.ts";
 import type { InvocationEvent, InvocationReport } from "./report.ts";
 import { runConsumer } from "./run.ts";
+
+/**
+ * What an invocation does when nothing is left to pull: `"drain"` leaves, `"until-budget"` waits for more as long as its
+ * time lasts, a duration waits that long for more.
+ */
+export type Linger = "drain" | "until-budget" | Duration;
 
 export interface InvocationOptions {
   readonly streams: readonly StreamDefinition[];
@@ -12,6 +22,10 @@ export interface InvocationOptions {
   connect(ms: number): Promise<Connection>;
   /** When the invocation must be over, in epoch milliseconds. */
   readonly deadline: number;
+  /** @default "drain" */
+  readonly linger?: Linger;
+  /** Where it runs, for the story of what fails. @default "unknown" */
+  readonly host?: string;
   /** Told of every message that did not simply succeed. */
   log(event: InvocationEvent): void;
   /** The clock. @default Date.now */
@@ -27,23 +41,27 @@ export async function invoke({
   bindings,
   connect,
   deadline,
+  linger = "drain",
+  host = "unknown",
   log,
   now = Date.now,
 }: InvocationOptions): Promise<InvocationReport> {
   const started = now();
-  const budget = planBudget(started, deadline);
-  const connection = await connect(budget.connectMs);
-  const stop = new AbortController();
-  const timer = setTimeout(
-    () => stop.abort(new DOMException("The invocation's time is over", "TimeoutError")),
-    budget.stopAt - now(),
-  );
+  const connection = await connect(connectMs(started, deadline));
+  const clock = startClock(deadline, now);
   try {
-    const shared = { connection, streams, budget, signal: stop.signal, now };
-    const consumers = await Promise.all(bindings.map((binding) => runConsumer(binding, shared, log)));
+    const ledger = openLedger(connection);
+    const shared = { connection, streams, clock, ledger, gate: createGate(), host, lingerMs: lingerMs(linger), log };
+    const consumers = await Promise.all(bindings.map((binding) => runConsumer(binding, shared)));
+    if (consumers.every(({ ended, pulled }) => ended === "failed" && pulled === 0)) await assertLoggedIn(connection);
     return { ms: now() - started, consumers };
   } finally {
-    clearTimeout(timer);
-    await disconnect(connection, deadline - now());
+    clock.end();
+    disconnect(connection);
   }
+}
+
+function lingerMs(linger: Linger): number {
+  if (linger === "drain") return 0;
+  return linger === "until-budget" ? Infinity : toMs(linger, "linger");
 }

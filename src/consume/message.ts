@@ -1,10 +1,10 @@
 import type { StandardSchemaV1 } from "@standard-schema/spec";
-import type { DeadLetterReason } from "../dead-letter/store.ts";
+import type { DeadLetterReason } from "../dead-letter/story.ts";
 import type { ConsumerDefinition, Filtered } from "../define/consumer.ts";
 import { type Subjects, schemaOf } from "../define/stream.ts";
 import type { Literal } from "../define/subject.ts";
 import { InvalidPayloadError, SortieError } from "../errors.ts";
-import { type Delivery, headersOf, storedAt } from "../nats/delivery.ts";
+import { type Delivery, storedAt } from "../nats/delivery.ts";
 import { idHeader } from "../schedule/schedule.ts";
 import { decode, validate } from "../schema.ts";
 
@@ -28,23 +28,23 @@ export type MessageOf<S extends Subjects, Filter extends string> = {
   [Subject in Filtered<S, Filter>]: Message<Literal<Subject>, StandardSchemaV1.InferOutput<S[Subject]>>;
 }[Filtered<S, Filter>];
 
-/** Decodes and validates. Throws what `unreadable` understands. */
-export async function read(delivery: Delivery, consumer: ConsumerDefinition): Promise<Message> {
-  const { subject, data } = delivery.message;
+/** Decodes and validates; `attempt` is the number of the start that it is read for. Throws what `unreadable` understands. */
+export async function read(delivery: Delivery, consumer: ConsumerDefinition, attempt: number): Promise<Message> {
+  const { subject, data, stream, sequence } = delivery;
   const schema = schemaOf(consumer.stream, subject);
   if (!schema)
     throw new SortieError(
       "unknown-subject",
       `Stream "${consumer.stream.name}" is defined without a schema for "${subject}"`,
     );
-  const headers = new Map(headersOf(delivery.message).toReversed()); // of a name that comes twice, the first
+  const headers = new Map(delivery.headers().toReversed()); // of a name that comes twice, the first
   return {
     subject,
     data: await validate(subject, schema, decode(subject, data)),
-    id: headers.get("Nats-Msg-Id") ?? headers.get(idHeader) ?? `${delivery.stream}.${delivery.sequence}`,
-    attempt: delivery.deliveryCount,
-    stream: delivery.stream,
-    sequence: delivery.sequence,
+    id: headers.get("Nats-Msg-Id") ?? headers.get(idHeader) ?? `${stream}.${sequence}`,
+    attempt,
+    stream,
+    sequence,
     publishedAt: storedAt(delivery),
     headers,
   };

@@ -1,4 +1,4 @@
-import type { DeadLetterReason } from "../dead-letter/store.ts";
+import type { DeadLetterReason } from "../dead-letter/story.ts";
 
 /** What one invocation did for one consumer. All but `pulled` count what the server has confirmed. */
 export interface ConsumerReport {
@@ -6,13 +6,21 @@ export interface ConsumerReport {
   consumer: string;
   pulled: number;
   acked: number;
+  /** Of those, how many had failed and were dropped as a rule of the consumer's policy says. */
+  discarded: number;
   retried: number;
   deadLettered: number;
   returned: number;
   /** Settlements that the server did not confirm: these messages come again after the consumer's ack-wait. */
   unconfirmed: number;
-  /** `drained`: nothing was left to pull. `budget`: the time was over. `failed`: see `error`. */
+  /**
+   * Deliveries that their function kept without a word for longer than the ack-wait, frozen or busy as it was: another one
+   * may have started them as well. Those that succeeded all the same are acknowledged, the others are left to it.
+   */
+  leaseLost: number;
+  /** `drained`: nothing was left to pull. `budget`: the time was over. `failed`: it could not pull. */
   ended: "drained" | "budget" | "failed";
+  /** What someone has to see to: why it could not pull, or count attempts. */
   error?: string;
 }
 
@@ -37,5 +45,7 @@ export type InvocationEvent = {
       readonly deadLetter: string;
       readonly error: string;
     }
+  | { readonly event: "discarded"; readonly error: string }
+  | { readonly event: "lease-lost" }
   | { readonly event: "unconfirmed"; readonly error: string }
 );

@@ -1,124 +1,93 @@
-import { textOf } from "../errors.ts";
-import type { Delivery } from "../nats/delivery.ts";
+import { SortieError, textOf } from "../errors.ts";
 import { openPuller } from "../nats/pull.ts";
-import { attempt, type Circumstances } from "./attempt.ts";
+import type { Circumstances } from "./circumstances.ts";
+import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
-import type { ConsumerReport, InvocationEvent } from "./report.ts";
-import { type Outcome, settle } from "./settle.ts";
+import { planPull } from "./pull-size.ts";
+import type { ConsumerReport } from "./report.ts";
+import { type Source, sourcesOf } from "./source.ts";
+import { openTally, type Tally } from "./tally.ts";
+
+/** How long to go on asking for what cannot be asked for at the moment, as while a consumer has no leader. */
+const againForMs = 10_000;
 
 /**
- * Pulls, handles and settles for one consumer until nothing is left to pull or the time is over. It pulls only what a
- * handler is free for, so that every delivery is started when it arrives and the server's count of deliveries is the
- * count of attempts. Never throws: what went wrong is in the report.
+ * Pulls, handles and settles for one consumer until nothing is left to pull or the time is over. Never throws: what went
+ * wrong is in the report.
  */
-export async function runConsumer(
-  binding: Binding,
-  shared: Circumstances,
-  log: (event: InvocationEvent) => void,
-): Promise<ConsumerReport> {
-  const { consumer } = binding;
-  const { connection, budget, now } = shared;
-  const report: ConsumerReport = {
-    stream: consumer.stream.name,
-    consumer: consumer.name,
-    pulled: 0,
-    acked: 0,
-    retried: 0,
-    deadLettered: 0,
-    returned: 0,
-    unconfirmed: 0,
-    ended: "budget",
-  };
-  const handling = new Map<Delivery, Promise<void>>();
-  const settling = new Set<Promise<void>>();
-  let pulling = true;
+export async function runConsumer(binding: Binding, shared: Circumstances): Promise<ConsumerReport> {
+  const tally = openTally(binding, shared.log);
+  const { report } = tally;
+  const hand = openHand(binding, shared, tally);
+  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, tally, shared));
+  const ends = await Promise.allSettled(pulls);
+  await hand.emptied();
+  for (const end of ends) if (end.status === "rejected") tally.trouble(textOf(end.reason));
+  if (ends.some(({ status }) => status === "rejected")) report.ended = "failed";
+  else if (ends.every((end) => end.status === "fulfilled" && end.value === "drained")) report.ended = "drained";
+  return report;
+}
 
-  const puller = openPuller(connection, { stream: report.stream, consumer: report.consumer }, (delivery) => {
+async function pullFrom(
+  source: Source,
+  { consumer }: Binding,
+  hand: Hand,
+  { report }: Tally,
+  { connection, clock, lingerMs }: Circumstances,
+): Promise<"drained" | "budget"> {
+  const { now, signal } = clock;
+  const puller = openPuller(connection, source, (delivery) => {
     report.pulled += 1;
-    if (!pulling || now() >= budget.stopAt) {
-      settleLater(delivery, { settlement: { kind: "return" }, attempts: delivery.deliveryCount - 1 });
-      return;
-    }
-    const handled = attempt(binding, delivery, shared).then((outcome) => {
-      handling.delete(delivery);
-      settleLater(delivery, outcome);
-    });
-    handling.set(delivery, handled);
+    hand.take(source.kind, delivery);
   });
-  const heartbeat = setInterval(() => {
-    try {
-      for (const delivery of handling.keys()) connection.publish(delivery.ackSubject, "+WPI");
-    } catch {
-      // the connection is closed, which the settlements will tell
-    }
-  }, consumer.ackWaitMs / 2);
-
+  const leftMs = () => clock.budget.stopAt - clock.slowestMs - now();
+  let flightMs = 0;
+  let troubledAt: number | undefined;
   try {
-    let roundTripMs = 0;
-    while (now() + roundTripMs < budget.stopAt) {
-      const free = consumer.concurrency - handling.size;
-      if (free === 0) {
-        await Promise.race(handling.values());
+    while (!signal.aborted && leftMs() > 0) {
+      const { messages, bytes: handBytes, handlerMs } = hand;
+      const asks = planPull({
+        concurrency: consumer.concurrency,
+        most: consumer.batch,
+        mostBytes: consumer.maxBytes,
+        messages,
+        bytes: handBytes,
+        handlerMs,
+        flightMs,
+        leftMs: leftMs(),
+      });
+      if (asks.messages === 0) {
+        if (messages === 0) break; // not even one would be finished
+        await hand.changed();
         continue;
       }
       const asked = now();
-      const end = await puller.pull(free, Math.min(2_500, budget.publishBy - asked));
-      roundTripMs = now() - asked;
-      if (end === "drained") {
-        report.ended = "drained";
-        break;
+      const waitMs = Math.max(0, Math.min(lingerMs, leftMs() - 10));
+      const patienceMs = Math.min(2_500, clock.budget.publishBy - asked);
+      const end = await puller.pull({ batch: asks.messages, maxBytes: asks.bytes, waitMs, patienceMs });
+      if (waitMs === 0) {
+        flightMs = now() - asked;
+        clock.learn(flightMs);
       }
+      if (end === "again") {
+        troubledAt ??= asked;
+        if (now() - troubledAt > againForMs) throw unavailable(source);
+        await new Promise((resolve) => setTimeout(resolve, Math.min(250, Math.max(0, leftMs()))));
+        continue;
+      }
+      troubledAt = undefined;
+      if (end === "drained" && now() - asked + 10 >= Math.min(lingerMs, leftMs()))
+        return lingerMs === Infinity ? "budget" : "drained";
     }
-  } catch (error) {
-    report.ended = "failed";
-    report.error = textOf(error);
+    return "budget";
   } finally {
-    pulling = false; // what still comes, the answer to a pull that was given up, is returned
-    while (handling.size + settling.size > 0) await Promise.allSettled([...handling.values(), ...settling]);
-    clearInterval(heartbeat);
+    puller.close();
   }
-  return report;
+}
 
-  function settleLater(delivery: Delivery, outcome: Outcome): void {
-    const settled = settle(connection, consumer, delivery, outcome, { now, by: budget.settleBy })
-      .then(
-        (really) => count(delivery, really),
-        (error: unknown) => {
-          report.unconfirmed += 1;
-          log({ ...about(delivery, outcome), event: "unconfirmed", error: textOf(error) });
-        },
-      )
-      .finally(() => settling.delete(settled));
-    settling.add(settled);
-  }
-
-  function count(delivery: Delivery, outcome: Outcome): void {
-    const { settlement, error } = outcome;
-    switch (settlement.kind) {
-      case "ack":
-        report.acked += 1;
-        break;
-      case "return":
-        report.returned += 1;
-        break;
-      case "retry":
-        report.retried += 1;
-        log({ ...about(delivery, outcome), event: "retried", delayMs: settlement.delayMs, error: textOf(error) });
-        break;
-      case "dead-letter":
-        report.deadLettered += 1;
-        log({
-          ...about(delivery, outcome),
-          event: "dead-lettered",
-          reason: settlement.reason,
-          deadLetter: consumer.deadLetter,
-          error: textOf(error),
-        });
-        break;
-    }
-  }
-
-  function about({ message, sequence }: Delivery, { attempts }: Outcome) {
-    return { stream: report.stream, consumer: report.consumer, subject: message.subject, sequence, attempt: attempts };
-  }
+function unavailable({ stream, consumer }: Source): SortieError {
+  return new SortieError(
+    "connection-lost",
+    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${againForMs / 1_000} s: the server holds it back, or nobody leads it. Look at it: nats consumer info ${stream} ${consumer}`,
+  );
 }

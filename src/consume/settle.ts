@@ -1,64 +1,132 @@
-import { type DeadLetterReason, deadLetterOf } from "../dead-letter/store.ts";
-import type { ConsumerDefinition } from "../define/consumer.ts";
+import { storeDeadLetter } from "../dead-letter/store.ts";
+import type { DeadLetterReason } from "../dead-letter/story.ts";
+import { parkFromMs, parks } from "../define/own.ts";
 import { backoffMs } from "../define/retry.ts";
-import type { Connection } from "../nats/connection.ts";
-import type { Delivery } from "../nats/delivery.ts";
+import { SortieError, textOf } from "../errors.ts";
 import { within } from "../nats/within.ts";
-import { maxPayloadOf, publish } from "../publish/publish.ts";
+import type { Outcome } from "./attempt.ts";
+import type { Circumstances } from "./circumstances.ts";
+import type { Confirm } from "./confirm.ts";
+import type { Binding } from "./handler.ts";
+import type { Held } from "./held.ts";
+import { type Attempts, noAttempts } from "./ledger.ts";
+import { park } from "./park.ts";
 import type { Settlement } from "./settlement.ts";
 
-/** How long to wait for a word of the server that is lost, as when a consumer's leader changes: functions are billed for it. */
-const patienceMs = 5_000;
+/** How long to wait for one of the steps before the last, so that there is time for that one. */
+const stepMs = 5_000;
 
-/** How a delivery is to leave, and why. */
-export interface Outcome {
-  readonly settlement: Settlement;
-  readonly error?: unknown;
-  /** How often a handler was started for the message. */
-  readonly attempts: number;
+/** How a delivery really left. */
+export interface Settled extends Outcome {
+  /** What could not be done beside it; the message lost nothing by it. */
+  readonly trouble?: string;
 }
 
 /**
- * Carries out a settlement, waits until `by` at most for the server's word on it, and answers how the delivery really
- * left. A dead letter is stored before its delivery is terminated, which deletes the message from a work queue; where
- * storing it is refused, the message is retried.
+ * Carries out an outcome and waits for the server's word on it. What has failed is written down before the delivery is
+ * handed back; a dead letter is stored before its delivery is terminated, which deletes the message from a work queue, and
+ * where storing it is refused the message is retried.
+ * @throws what `Confirm` throws: the message comes again after its ack-wait.
  */
 export async function settle(
-  connection: Connection,
-  consumer: ConsumerDefinition,
-  delivery: Delivery,
+  { consumer }: Binding,
+  held: Held,
   outcome: Outcome,
-  { now, by }: { now: () => number; by: number },
-): Promise<Outcome> {
-  const left = () => Math.max(1, Math.min(patienceMs, by - now()));
-  const settled =
-    outcome.settlement.kind === "dead-letter" ? await deadLetter(outcome, outcome.settlement.reason) : outcome;
-  const confirmed = connection.request(delivery.ackSubject, wire(settled.settlement), { timeout: left() });
-  await within(left(), "confirming a settlement", confirmed);
-  return settled;
-
-  async function deadLetter({ error, attempts }: Outcome, reason: DeadLetterReason): Promise<Outcome> {
-    try {
-      const story = { reason, error, attempts, now: now() };
-      await publish(connection, deadLetterOf(delivery, consumer, story, maxPayloadOf(connection)), left() / 2);
+  { connection, clock, ledger, host }: Circumstances,
+  confirm: Confirm,
+): Promise<Settled> {
+  const { settlement } = outcome;
+  if (held.lost && settlement.kind !== "ack") {
+    // someone else has it now: what was tried here counts, and nothing more
+    return settlement.kind === "return" ? outcome : { ...outcome, ...(await writtenDown(outcome.attempts)) };
+  }
+  switch (settlement.kind) {
+    case "ack":
+      await leaveForGood("+ACK");
       return outcome;
+    case "return":
+      await confirm(held.ackSubject, nak(settlement.delayMs ?? 0), clock.budget.settleBy);
+      return outcome;
+    case "retry":
+      return retry(outcome, settlement.delayMs);
+    case "dead-letter":
+      return deadLetter(settlement.reason);
+  }
+
+  function left(): number {
+    return Math.max(1, Math.min(stepMs, clock.budget.settleBy - clock.now()));
+  }
+
+  async function retry(decided: Outcome, delayMs: number): Promise<Settled> {
+    const { parkedUntil, ...attempts } = decided.attempts;
+    const parked = held.source === "own" && (parkedUntil !== undefined || (parks(consumer) && delayMs >= parkFromMs));
+    if (parked) {
+      const until = parkedUntil ?? Math.round(clock.now() + delayMs);
+      try {
+        // what is written down first tells a delivery that comes again that its copy waits
+        const trouble = await writtenDown({ ...attempts, parkedUntil: until });
+        if (trouble) throw new SortieError("stream-refused", trouble.trouble);
+        await park(connection, consumer, held.delivery, until, left());
+        await confirm(held.ackSubject, "+ACK", clock.budget.settleBy);
+        return decided;
+      } catch (error) {
+        if (!(error instanceof SortieError) || error.code === "timed-out") throw error;
+      }
+    }
+    const trouble = await writtenDown(held.source === "parked" ? decided.attempts : attempts);
+    await confirm(held.ackSubject, nak(delayMs), clock.budget.settleBy);
+    return { ...decided, ...trouble };
+  }
+
+  async function deadLetter(reason: DeadLetterReason): Promise<Settled> {
+    const { error, attempts } = outcome;
+    const story = { reason, error, attempts: attempts.started, starts: attempts.starts, host, now: clock.now() };
+    try {
+      await storeDeadLetter(connection, held.delivery, consumer, story, left() / 2);
     } catch (refusal) {
-      const delayMs = backoffMs(consumer.retry.backoff, delivery.deliveryCount);
-      return { settlement: { kind: "retry", delayMs }, error: refusal, attempts };
+      const delayMs = backoffMs(consumer.retry.backoff, Math.max(1, attempts.started), Math.random());
+      const kept: Settlement = { kind: "retry", delayMs };
+      return retry({ settlement: kept, error: refusal, attempts: { ...attempts, verdict: reason } }, delayMs);
+    }
+    await leaveForGood("+TERM");
+    return outcome;
+  }
+
+  /** The delivery's last settlement, with which all that is kept of the message beside it goes as well. */
+  async function leaveForGood(settlement: "+ACK" | "+TERM"): Promise<void> {
+    if (held.source === "exhausted" && consumer.stream.retention === "workqueue") await remove();
+    // one that was parked may come again from where it was, when nothing else would tell that it is over
+    if (held.source === "parked") await writtenDown({ ...noAttempts.attempts, done: true });
+    await confirm(held.ackSubject, settlement, clock.budget.settleBy);
+    if (held.entry && held.entry.revision > 0 && held.source !== "parked")
+      await ledger.forget(held.entry, left()).catch(() => {}); // what is left of it goes with the stream's maxAge
+  }
+
+  async function remove(): Promise<void> {
+    const subject = `$JS.API.STREAM.MSG.DELETE.${consumer.stream.name}`;
+    const payload = JSON.stringify({ seq: held.delivery.sequence, no_erase: true });
+    await within(left(), "removing a message", connection.request(subject, payload, { timeout: left() }));
+  }
+
+  async function writtenDown(attempts: Attempts): Promise<{ trouble: string } | undefined> {
+    try {
+      held.entry = await ledger.write(held.delivery, held.entry ?? noAttempts, attempts, left());
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof SortieError && error.code === "ledger-conflict")) return { trouble: textOf(error) };
+    }
+    try {
+      const other = await ledger.read(held.delivery, left()); // started elsewhere as well: both count
+      const started = other.attempts.started + attempts.started - (held.entry?.attempts.started ?? 0);
+      held.entry = await ledger.write(held.delivery, other, { ...other.attempts, ...attempts, started }, left());
+      return undefined;
+    } catch (error) {
+      return { trouble: textOf(error) };
     }
   }
 }
 
-/** The bytes of an acknowledgement (NATS ADR-15); plain `+TERM`, since a server before 2.10 ignores one with a reason. */
-function wire(settlement: Settlement): string {
-  switch (settlement.kind) {
-    case "ack":
-      return "+ACK";
-    case "retry":
-      return `-NAK ${JSON.stringify({ delay: Math.round(settlement.delayMs) * 1_000_000 })}`;
-    case "return":
-      return "-NAK";
-    case "dead-letter":
-      return "+TERM";
-  }
+/** Handed back; plain, it comes again at once (NATS ADR-15). */
+function nak(delayMs: number): string {
+  return delayMs > 0 ? `-NAK ${JSON.stringify({ delay: Math.round(delayMs) * 1_000_000 })}` : "-NAK";
 }

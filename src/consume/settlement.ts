@@ -1,6 +1,7 @@
-import type { DeadLetterReason } from "../dead-letter/store.ts";
-import { backoffMs, type RetryPolicy } from "../define/retry.ts";
+import type { DeadLetterReason } from "../dead-letter/story.ts";
+import { backoffMs, decisionFor, type RetryPolicy } from "../define/retry.ts";
 import { type Duration, toMs } from "../duration.ts";
+import { retryAfterMs } from "./retry-after.ts";
 
 // Known by a mark rather than by class: an app and its platform's `serve` may come with copies of this module of their own.
 const mark = Symbol.for("sortie.decision");
@@ -24,17 +25,51 @@ export class RetryAfterError extends Error {
 
 /** How a delivery leaves its invocation. */
 export type Settlement =
-  | { readonly kind: "ack" }
+  | { readonly kind: "ack"; readonly discarded?: true }
   | { readonly kind: "retry"; readonly delayMs: number }
   | { readonly kind: "dead-letter"; readonly reason: DeadLetterReason }
-  | { readonly kind: "return" };
+  | { readonly kind: "return"; readonly delayMs?: number };
 
-/** What becomes of a message whose attempt number `attempt` (from 1) ended with `error`. */
-export function decideFailure(error: unknown, attempt: number, retry: RetryPolicy): Settlement {
+/** Start the handler once more within this invocation. */
+export interface InPlace {
+  readonly kind: "in-place";
+  readonly delayMs: number;
+}
+
+/** What a decision about a failure takes into account. */
+export interface Failure {
+  readonly error: unknown;
+  /** Which start of a handler for the message this was, from 1. */
+  readonly attempt: number;
+  /** How often this invocation has started it once more in place already. */
+  readonly inPlace: number;
+  /** Milliseconds until handlers are to end. */
+  readonly leftMs: number;
+  /** Epoch milliseconds: an HTTP date in `Retry-After` is counted from here. */
+  readonly now: number;
+  /** From 0 to 1, for jitter. */
+  readonly chance: number;
+}
+
+/** What becomes of a message whose handler failed. An error's own word comes first, then the policy's rules, then its backoff. */
+export function decideFailure(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
+  const { error, attempt, now, chance } = failure;
   const asked = markOf(error);
   if (asked.deadLetter) return { kind: "dead-letter", reason: "non-retriable" };
+  const decision = decisionFor(error, retry.rules);
+  if (decision === "discard") return { kind: "ack", discarded: true };
+  if (decision === "dead-letter") return { kind: "dead-letter", reason: "non-retriable" };
   if (attempt >= retry.attempts) return { kind: "dead-letter", reason: "attempts-exhausted" };
-  return { kind: "retry", delayMs: asked.retryAfterMs ?? backoffMs(retry.backoff, attempt) };
+  if (asked.retryAfterMs !== undefined) return { kind: "retry", delayMs: asked.retryAfterMs };
+  if (typeof decision === "object" && "after" in decision)
+    return { kind: "retry", delayMs: toMs(decision.after, "after") };
+  if (typeof decision === "object") {
+    const delayMs = toMs(decision.delay ?? 0, "delay");
+    if (failure.inPlace < decision.inPlace && delayMs < failure.leftMs) return { kind: "in-place", delayMs };
+  }
+  const named = retryAfterMs(error, now);
+  if (named !== undefined) return { kind: "retry", delayMs: Math.round(named + retry.backoff.jitterMs * chance) };
+  return { kind: "retry", delayMs: backoffMs(retry.backoff, attempt, chance) };
 }
 
 function markOf(error: unknown): { deadLetter?: boolean; retryAfterMs?: number } {

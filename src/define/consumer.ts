@@ -1,7 +1,7 @@
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
 import { assertCounts } from "./count.ts";
-import { exponential, type RetryPolicy } from "./retry.ts";
+import { assertRetryPolicy, exponential, type RetryPolicy } from "./retry.ts";
 import type { StreamDefinition, Subjects } from "./stream.ts";
 import { assertName, assertPattern, type Covers, covers, isLiteral, type Literal } from "./subject.ts";
 
@@ -33,14 +33,31 @@ export interface ConsumerOptions<Filter extends string> {
   filter?: Filter | readonly Filter[];
   /** How many handlers run at the same time within one invocation. @default 16 */
   concurrency?: number;
+  /** The most messages that one invocation has in hand at the same time, those that wait for a handler included. @default 256 */
+  batch?: number;
+  /** The most bytes that it has in hand; one message may always be as large as the server takes. @default 32 MiB */
+  maxBytes?: number;
+  /**
+   * `"together"`: acknowledgements leave together, and the server's answer to the last confirms them all; `"each"`: it
+   * answers each one. @default "together"
+   */
+  confirm?: "together" | "each";
   /** @default five attempts, `exponential("1s", { max: "5m" })` */
   retry?: RetryPolicy;
   /** The subject for messages that failed for good; a stream must capture it. */
   deadLetter: string;
   /** After this long without a word from its function a delivery goes to another one. @default "30s" */
   ackWait?: Duration;
-  /** How many deliveries, waiting retries included, may be unsettled over all invocations; -1 for any number. @default -1 */
+  /**
+   * How many deliveries may be unsettled over all invocations; -1 for any number. Retries that are more than five seconds
+   * off do not count. @default -1, or the server's 1000 where the consumer is not `managed`
+   */
   maxAckPending?: number;
+  /**
+   * `false` for a consumer that someone else provisions: `sortie apply` leaves it as it is, and a message that its
+   * `max_deliver` gives up on is attempted as often as the policy here says all the same. @default true
+   */
+  managed?: boolean;
 }
 
 /** A durable pull consumer as plain data. */
@@ -54,6 +71,10 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
   readonly deadLetter: string;
   readonly ackWaitMs: number;
   readonly maxAckPending: number;
+  readonly batch: number;
+  readonly maxBytes: number;
+  readonly confirm: "together" | "each";
+  readonly managed: boolean;
 }
 
 /**
@@ -71,8 +92,12 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
   assertName(name, what);
   const filters = filtersOf(stream, options.filter, what);
   const { concurrency = 16, retry = { attempts: 5, backoff: exponential("1s", { max: "5m" }) }, deadLetter } = options;
-  const { maxAckPending = -1 } = options;
-  assertCounts({ concurrency, "retry.attempts": retry.attempts }, what);
+  const { managed = true, confirm = "together", maxBytes = 32 * 1024 * 1024 } = options;
+  const { maxAckPending = managed ? -1 : 1_000, batch = Math.max(256, concurrency) } = options;
+  assertCounts({ concurrency, batch, maxBytes }, what);
+  assertRetryPolicy(retry, what);
+  if (!["together", "each"].includes(confirm))
+    throw new SortieError("invalid-definition", `${what}: expected confirm "together" or "each", got "${confirm}"`);
   if (maxAckPending !== -1) assertCounts({ maxAckPending }, what);
   if (typeof deadLetter !== "string" || !isLiteral(deadLetter)) {
     throw new SortieError(
@@ -99,6 +124,10 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     deadLetter,
     ackWaitMs,
     maxAckPending,
+    batch,
+    maxBytes,
+    confirm,
+    managed,
   };
 }
 

@@ -52,6 +52,8 @@ export interface StreamDefinition<S extends Subjects = Subjects> {
   readonly maxMessages: number;
   /** -1 for no limit. */
   readonly maxBytes: number;
+  /** -1 for no limit. Of a subject with more the oldest go. */
+  readonly maxMessagesPerSubject: number;
   readonly duplicateWindowMs: number;
   readonly schedules: boolean;
 }
@@ -130,6 +132,7 @@ export function defineStream<const S extends Subjects = Record<never, never>>(
     maxAgeMs,
     maxMessages,
     maxBytes,
+    maxMessagesPerSubject: -1,
     duplicateWindowMs,
     schedules: options.schedules ?? (Object.keys(schemas).length > 0 && !limited),
   };

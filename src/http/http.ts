@@ -3,7 +3,7 @@ import { bodyLimit } from "hono/body-limit";
 import { methodNotAllowed } from "hono/method-not-allowed";
 import { timingSafeEqual } from "hono/utils/buffer";
 import type { App } from "../app.ts";
-import { type Connection, disconnect } from "../nats/connection.ts";
+import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
 import { managerOn } from "../nats/jetstream.ts";
 import { within } from "../nats/within.ts";
 import { type Outgoing, preparePayload, streamFor } from "../publish/outgoing.ts";
@@ -89,8 +89,11 @@ export function createHttp(app: App, options: HttpOptions): Hono {
         );
       }
       return c.json(published, 202);
+    } catch (error) {
+      await assertLoggedIn(connection);
+      throw error;
     } finally {
-      await disconnect(connection, deadline - Date.now());
+      disconnect(connection);
     }
   });
   return http;

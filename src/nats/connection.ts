@@ -3,7 +3,13 @@ import { SortieError } from "../errors.ts";
 import { within } from "./within.ts";
 
 /** What Sortie needs of a NATS connection; `wsconnect`, `nats.ws` and the TCP transports all give it. */
-export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request" | "flush" | "close" | "info">;
+export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request" | "close" | "closed" | "info"> & {
+  /**
+   * Resolves when the server has taken the connection's credentials. Without it they have been taken already.
+   * Rejects with SortieError `connection-failed`.
+   */
+  readonly confirmed?: Promise<void>;
+};
 
 /** Opens a WebSocket; an abort of `gone` lets go of it at once, whatever the peer does. */
 export type OpenSocket = (url: string, gone: AbortSignal) => WebSocket | Promise<WebSocket>;
@@ -23,6 +29,8 @@ export interface ServerOptions {
 
 /**
  * Opens a connection within `ms`, whatever the peer does; it does not reconnect, since an invocation has no time for it.
+ * The server's INFO comes with its answer to the upgrade, and from then on the connection can be used: what is asked first
+ * leaves in the same flight as the log-in, and `confirmed` tells how that went.
  * @throws SortieError `connection-failed`, naming the host but none of the credentials.
  */
 export async function connect(server: ServerOptions, ms: number): Promise<Connection> {
@@ -35,6 +43,16 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
   }
   const broken = Promise.withResolvers<never>();
   const gone = new AbortController();
+  const login = Promise.withResolvers<void>();
+  login.promise.catch(() => {}); // whoever wants to know asks
+  const failed = (error: unknown) => {
+    const reason = error instanceof Error ? error.message || error.name : String(error);
+    return new SortieError(
+      "connection-failed",
+      `Could not connect to NATS at ${host}: ${reason}. Check that NATS_URL names a WebSocket listener which is up, trusted (TLS) and takes these credentials.`,
+      { cause: error },
+    );
+  };
   const dialled = wsconnect({
     servers,
     timeout: ms,
@@ -47,6 +65,7 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
       try {
         const opened = (server.open ?? openSocket)(url, gone.signal);
         const socket = opened instanceof Promise ? await opened : opened; // one that breaks at once is heard only without a wait
+        greetAhead(socket, (refused) => (refused ? login.reject(failed(refused)) : login.resolve()));
         return { socket: closing(socket, gone, broken.reject), encrypted: url.startsWith("wss:") };
       } catch (error) {
         broken.reject(error); // the client would wait for a factory that throws
@@ -55,22 +74,26 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
     },
   });
   try {
-    return await within(ms, `connecting to ${host}`, Promise.race([dialled, broken.promise]));
+    const connection = await within(ms, "connecting", Promise.race([dialled, broken.promise]));
+    connection.closed().then((error) => login.reject(failed(error ?? new Error("the server closed the connection"))));
+    return Object.assign(connection, { confirmed: login.promise });
   } catch (error) {
     gone.abort();
     dialled.then(disconnect, () => {}); // the one that came too late must not stay open
-    const reason = error instanceof Error ? error.message || error.name : String(error);
-    throw new SortieError(
-      "connection-failed",
-      `Could not connect to NATS at ${host}: ${reason}. Check that NATS_URL names a WebSocket listener which is up, trusted (TLS) and takes these credentials.`,
-      { cause: error },
-    );
+    throw failed(error);
   }
 }
 
-/** Closes without being held up: what was sent is already confirmed, and a peer that is gone never answers. */
-export async function disconnect(connection: Connection, ms = 500): Promise<void> {
-  await within(Math.min(500, ms), "closing", connection.close()).catch(() => {});
+/**
+ * Throws `connection-failed` where the server has refused the log-in: what else then failed, failed because of that.
+ */
+export async function assertLoggedIn(connection: Connection): Promise<void> {
+  await Promise.race([connection.confirmed, Promise.resolve()]);
+}
+
+/** Closes without waiting: what was sent is confirmed already, and a peer that is gone never answers. */
+export function disconnect(connection: Connection): void {
+  connection.close().catch(() => {});
 }
 
 function parseUrl(text: string) {
@@ -105,6 +128,27 @@ function authenticator({ creds, token }: ServerOptions) {
 /** A `.creds` file as it was, after an environment has had its way with its line ends. */
 function linesOf(creds: string): string {
   return `${creds.replaceAll("\\n", "\n").replaceAll("\r", "").trim()}\n`;
+}
+
+/**
+ * Answers the client's first PING in the server's place, so that it need not wait a round trip before it may be used, and
+ * tells what the server then really said. The server's own PONG finds nobody waiting for it.
+ */
+function greetAhead(socket: WebSocket, said: (refused?: Error) => void): void {
+  const send = socket.send.bind(socket);
+  socket.send = (data) => {
+    send(data);
+    if (!(data instanceof ArrayBuffer) || new TextDecoder().decode(data) !== "PING\r\n") return;
+    socket.send = send;
+    socket.addEventListener("message", function listen({ data }) {
+      const text = new TextDecoder().decode(data);
+      const error = /^-ERR '(.*)'/m.exec(text)?.[1];
+      if (!error && !/^PONG\r\n/m.test(text)) return;
+      socket.removeEventListener("message", listen);
+      said(error ? new Error(error) : undefined);
+    });
+    socket.onmessage?.({ data: new TextEncoder().encode("PONG\r\n").buffer } as MessageEvent);
+  };
 }
 
 function openSocket(url: string, gone: AbortSignal): WebSocket {

@@ -2,17 +2,20 @@ import type { Msg } from "@nats-io/nats-core";
 
 /** A message as the server handed it out, with what its ack subject tells. */
 export interface Delivery {
-  readonly message: Msg;
+  readonly subject: string;
+  readonly data: Uint8Array;
+  /** The message's headers as they were sent. */
+  headers(): readonly (readonly [name: string, value: string])[];
   /** Where a settlement is sent. */
   readonly ackSubject: string;
   readonly stream: string;
   readonly consumer: string;
   /** The message's sequence in its stream. */
   readonly sequence: number;
-  /** How often the server has handed this message out on this consumer, this time included. */
-  readonly deliveryCount: number;
   /** When the message was stored, as nanoseconds since 1970, in digits. */
   readonly storedNs: string;
+  /** Whether it may have been handed out before, so that a handler may have been started for it. */
+  readonly again: boolean;
   /** How many more messages wait on the consumer. */
   readonly pending: number;
 }
@@ -22,18 +25,22 @@ export interface Delivery {
  * with domain and account in front in its longer form (NATS ADR-15). Undefined for anything else, such as a pull's status.
  */
 export function deliveryOf(message: Msg): Delivery | undefined {
-  const tokens = message.reply?.split(".") ?? [];
-  if (tokens[0] !== "$JS" || tokens[1] !== "ACK" || tokens.length < 9) return undefined;
-  const [stream, consumer, delivered, sequence, , storedNs, pending] = tokens.slice(tokens.length === 9 ? 2 : 4);
+  const { reply } = message;
+  if (!reply?.startsWith("$JS.ACK.")) return undefined;
+  const tokens = reply.split(".");
+  if (tokens.length < 9) return undefined;
+  const from = tokens.length === 9 ? 2 : 4;
   return {
-    message,
-    ackSubject: message.reply as string,
-    stream: stream as string,
-    consumer: consumer as string,
-    sequence: Number(sequence),
-    deliveryCount: Number(delivered),
-    storedNs: storedNs as string,
-    pending: Number(pending),
+    subject: message.subject,
+    data: message.data,
+    headers: () => headersOf(message),
+    ackSubject: reply,
+    stream: tokens[from] as string,
+    consumer: tokens[from + 1] as string,
+    again: tokens[from + 2] !== "1",
+    sequence: Number(tokens[from + 3]),
+    storedNs: tokens[from + 5] as string,
+    pending: Number(tokens[from + 6]),
   };
 }
 
@@ -47,8 +54,8 @@ export function storedAt(delivery: Delivery): Date {
   return new Date(Number(delivery.storedNs.slice(0, -6)));
 }
 
-/** The message's headers as they were sent; none where the client cannot take them apart (a name with a space, say). */
-export function headersOf(message: Msg): [name: string, value: string][] {
+/** None where the client cannot take the headers apart (a name with a space, say). */
+function headersOf(message: Msg): [name: string, value: string][] {
   try {
     const { headers } = message;
     return (headers?.keys() ?? []).flatMap((name) =>

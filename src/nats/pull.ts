@@ -1,44 +1,66 @@
 import { createInbox, type Msg } from "@nats-io/nats-core";
-import { SortieError } from "../errors.ts";
+import { SortieError, textOf } from "../errors.ts";
 import type { Connection } from "./connection.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
 import { within } from "./within.ts";
 
-/** How a pull ended: `more` may be waiting, or the consumer has nothing to give now. */
-type PullEnd = "more" | "drained";
-
-/** How one request ended; `lapsed` is one whose time was over before it was given anything. */
-type RequestEnd = PullEnd | "lapsed" | SortieError;
-
-export interface Puller {
-  /**
-   * Asks for up to `batch` deliveries that are there now, and answers when the last of them has been handed over, or
-   * fails after `ms`.
-   * @throws SortieError `consumer-missing`, `stream-refused`, `connection-lost` or `timed-out`.
-   */
-  pull(batch: number, ms: number): Promise<PullEnd>;
+/** What one pull asks for. */
+export interface PullRequest {
+  readonly batch: number;
+  /** The most bytes, of payloads, headers and subjects together. */
+  readonly maxBytes: number;
+  /** How long to wait for what is not there yet. 0 for not at all. */
+  readonly waitMs: number;
+  /** How long to wait for the server's word. */
+  readonly patienceMs: number;
 }
 
 /**
- * Pulls from one consumer over one subscription. A pull carries `no_wait` and an `expires` of a few milliseconds: the
- * server answers at once when it has something, and when they are over where it has nothing, or where a bare `no_wait`
- * stays unanswered (a consumer at its max_ack_pending). A busy server may let them pass unserved: where the last delivery
- * said that more were waiting, the pull is repeated once, with more patience. The subscription ends with the connection.
+ * How a pull ended: `more` may be waiting; the consumer is `drained` and has nothing to give now; or it is to be asked
+ * `again` in a while, as after a change of leader.
+ */
+export type PullEnd = "more" | "drained" | "again";
+
+export interface Puller {
+  /**
+   * Asks for deliveries, and answers when the last of them has been handed over.
+   * @throws SortieError `consumer-missing`, `stream-refused`, `connection-lost` or `timed-out`.
+   */
+  pull(request: PullRequest): Promise<PullEnd>;
+  /** Gives up what is still being asked for. */
+  close(): void;
+}
+
+/** How one request ended; `lapsed`: its time was over before it was given anything; `limited`: by a limit that is known now. */
+type RequestEnd = PullEnd | "lapsed" | "limited" | "gone" | SortieError;
+
+const heartbeatMs = 5_000;
+
+/**
+ * Pulls from one consumer over one subscription. A pull that does not wait carries `no_wait`; where deliveries may be
+ * outstanding up to a limit (`bounded`) an `expires` of a few milliseconds as well, for the server leaves a bare `no_wait`
+ * unanswered once the limit is reached. A busy server may let these pass unserved: where the last delivery said that more
+ * were waiting, the pull is repeated once, with more patience.
  */
 export function openPuller(
   connection: Connection,
-  { stream, consumer }: { stream: string; consumer: string },
+  { stream, consumer, bounded }: { stream: string; consumer: string; bounded: boolean },
   onDelivery: (delivery: Delivery) => void,
 ): Puller {
   const what = `Consumer "${consumer}" of stream "${stream}"`;
   const prefix = createInbox();
+  const subjectOfPulls = `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`;
+  const limits = { batch: Infinity, expiresMs: Infinity, maxBytes: Infinity }; // of the consumer, learnt when they are hit
   let pulls = 0;
   let pending = 0; // on the consumer, behind the last delivery
-  let current: { subject: string; batch: number; received: number; end: (end: RequestEnd) => void } | undefined;
+  let current:
+    | { subject: string; batch: number; received: number; heard(): void; end(end: RequestEnd): void }
+    | undefined;
 
-  connection.subscribe(`${prefix}.*`, {
+  const subscription = connection.subscribe(`${prefix}.*`, {
     callback: (error, message) => {
       const delivery = error ? undefined : deliveryOf(message);
+      current?.heard();
       if (delivery) {
         pending = delivery.pending;
         onDelivery(delivery);
@@ -46,46 +68,80 @@ export function openPuller(
         current.received += 1;
         if (current.received === current.batch) current.end("more");
       } else if (current && (error || message.subject === current.subject)) {
-        const end = error
-          ? new SortieError("connection-lost", `${what}: ${error.message}`)
-          : statusOf(message, current.received, what);
+        const end = error ? lost(error.message) : statusOf(message, current.received, what, limits);
         if (end) current.end(end);
       }
     },
   });
+  void connection.closed().then((error) => current?.end(lost(error ? textOf(error) : "the connection was closed")));
 
-  function ask(batch: number, ms: number, expiresMs: number): Promise<RequestEnd> {
+  function lost(reason: string): SortieError {
+    return new SortieError("connection-lost", `${what}: ${reason}`);
+  }
+
+  function ask(request: { batch: number; maxBytes?: number; expiresMs?: number; wait?: boolean }, patienceMs: number) {
+    const { batch, maxBytes, expiresMs = 0, wait = false } = request;
     pulls += 1;
     const subject = `${prefix}.${pulls}`;
+    const beats = wait && expiresMs >= 2 * heartbeatMs;
+    const silenceMs = beats ? 2.5 * heartbeatMs : expiresMs + patienceMs;
+    const silence = new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(silenceMs)} ms`);
     let timer: ReturnType<typeof setTimeout> | undefined;
     return new Promise<RequestEnd>((resolve) => {
-      current = { subject, batch, received: 0, end: resolve };
-      const silence = new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(ms)} ms`);
-      timer = setTimeout(() => resolve(silence), ms);
-      const request = JSON.stringify({ batch, no_wait: true, expires: expiresMs * 1_000_000 });
-      connection.publish(`$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`, request, { reply: subject });
+      const watch = () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => resolve(silence), silenceMs);
+      };
+      watch();
+      current = { subject, batch, received: 0, heard: beats ? watch : () => {}, end: resolve };
+      const body = {
+        batch,
+        ...(!wait && { no_wait: true }),
+        ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
+        ...(beats && { idle_heartbeat: heartbeatMs * 1_000_000 }),
+        ...(maxBytes && { max_bytes: maxBytes }),
+      };
+      connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
     }).finally(() => {
       clearTimeout(timer);
       current = undefined;
     });
   }
 
+  async function request({ batch, maxBytes, waitMs, patienceMs }: PullRequest): Promise<RequestEnd> {
+    const limited = { batch: Math.min(batch, limits.batch), maxBytes: Math.min(maxBytes, limits.maxBytes) };
+    if (waitMs > 0) return ask({ ...limited, expiresMs: Math.min(waitMs, limits.expiresMs), wait: true }, patienceMs);
+    const end = await ask({ ...limited, expiresMs: bounded ? 3 : 0 }, patienceMs * 0.8);
+    return end === "lapsed" && pending > 0 ? ask({ ...limited, expiresMs: 25 }, patienceMs * 0.8) : end;
+  }
+
   return {
-    async pull(batch, ms) {
-      const giveUpAt = Date.now() + ms * 0.8;
-      let end = await ask(batch, giveUpAt - Date.now(), 5);
-      if (end === "lapsed" && pending > 0) end = await ask(batch, giveUpAt - Date.now(), 25);
-      if (!(end instanceof SortieError)) return end === "more" ? "more" : "drained";
-      if (end.code !== "timed-out") throw end;
-      throw await explainSilence(connection, { stream, consumer }, end, ms * 0.2);
+    async pull(asked) {
+      let end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", request(asked));
+      if (end === "limited") end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", request(asked));
+      if (end === "limited") return "again";
+      if (end === "lapsed") return "drained";
+      if (end === "gone" || (end instanceof SortieError && end.code === "timed-out")) {
+        const silence = end === "gone" ? lost("nobody answers for it, as while it has no leader") : end;
+        return explainSilence(connection, { stream, consumer }, silence, asked.patienceMs * 0.2);
+      }
+      if (end instanceof SortieError) throw end;
+      return end;
     },
+    close: () => subscription.unsubscribe(),
   };
 }
 
 /** What the server's status ends a pull with; undefined for one that does not end it (a heartbeat). */
-function statusOf(message: Msg, received: number, what: string): RequestEnd | undefined {
+function statusOf(
+  message: Msg,
+  received: number,
+  what: string,
+  limits: { batch: number; expiresMs: number; maxBytes: number },
+): RequestEnd | undefined {
   const code = message.headers?.code;
   const description = message.headers?.description ?? "";
+  const limit = /Exceeded MaxRequest(Batch|Expires|MaxBytes) of (\S+)/i.exec(description);
   switch (code) {
     case 100:
       return undefined;
@@ -94,13 +150,44 @@ function statusOf(message: Msg, received: number, what: string): RequestEnd | un
     case 408: // its time was over: with nothing to give, or in the middle of handing out
       return received > 0 ? "more" : "lapsed";
     case 409:
-      if (/deleted/i.test(description)) return missing(what);
+      if (limit) return learn(limit[1] ?? "", limit[2] ?? "", limits);
+      if (/message size exceeds/i.test(description)) return "more";
+      if (/batch completed/i.test(description)) return "more";
+      if (/consumer deleted/i.test(description)) return missing(what);
+      if (/leadership change|server shutdown|maxwaiting|interest/i.test(description)) return "again";
       return new SortieError("stream-refused", `${what} refused a pull: ${description}`);
     case 503:
-      return missing(what);
+      return "gone";
     default:
       return new SortieError("stream-refused", `${what} answered a pull with status ${code} ${description}`);
   }
+}
+
+/** Takes note of a limit that someone has set on the consumer, which every pull of ours then keeps. */
+function learn(
+  what: string,
+  value: string,
+  limits: { batch: number; expiresMs: number; maxBytes: number },
+): RequestEnd {
+  if (/^batch$/i.test(what)) limits.batch = Number(value);
+  else if (/^maxbytes$/i.test(what)) limits.maxBytes = Number(value);
+  else limits.expiresMs = durationMs(value);
+  return "limited";
+}
+
+/** Go's way of writing a duration: `1m30s`, `1.5s`, `250ms`. */
+function durationMs(text: string): number {
+  const unitMs: Record<string, number> = {
+    h: 3_600_000,
+    m: 60_000,
+    s: 1_000,
+    ms: 1,
+    µs: 0.001,
+    us: 0.001,
+    ns: 0.000_001,
+  };
+  const parts = [...text.matchAll(/(\d+(?:\.\d+)?)(h|ms|m|s|µs|us|ns)/g)];
+  return parts.reduce((sum, [, amount, unit]) => sum + Number(amount) * (unitMs[unit as string] ?? 0), 0);
 }
 
 function missing(what: string, cause?: unknown): SortieError {
@@ -111,20 +198,28 @@ function missing(what: string, cause?: unknown): SortieError {
   );
 }
 
-/** Servers before 2.10 answer a pull on a missing consumer with silence, as does a connection that is dead. */
+/**
+ * Nobody answers a pull on a missing consumer (a server before 2.10 says not even that), on one without a leader for the
+ * moment, and over a connection that is dead.
+ */
 async function explainSilence(
   connection: Connection,
   { stream, consumer }: { stream: string; consumer: string },
   silence: SortieError,
   ms: number,
-): Promise<SortieError> {
+): Promise<PullEnd> {
+  let code: number | undefined;
   try {
     const looked = connection.request(`$JS.API.CONSUMER.INFO.${stream}.${consumer}`, "", { timeout: Math.max(1, ms) });
     const { error } = (await within(ms, "looking the consumer up", looked)).json<{ error?: { code: number } }>();
-    return error?.code === 404 ? missing(`Consumer "${consumer}" of stream "${stream}"`, silence) : silence;
+    code = error?.code ?? 200;
   } catch (error) {
-    return new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${error}`, {
+    if (silence.code === "connection-lost") return "again";
+    throw new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${textOf(error)}`, {
       cause: error,
     });
   }
+  if (code === 404) throw missing(`Consumer "${consumer}" of stream "${stream}"`, silence);
+  // there, and silent: at a max_ack_pending that its definition does not have
+  return silence.code === "timed-out" && code === 200 ? "drained" : "again";
 }

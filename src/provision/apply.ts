@@ -1,5 +1,6 @@
 import { type ConsumerConfig, JetStreamApiError, type JetStreamManager, type StreamConfig } from "@nats-io/jetstream";
 import type { ConsumerDefinition } from "../define/consumer.ts";
+import { companionOf, companionsOf, ownStreams } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { covers } from "../define/subject.ts";
 import { SortieError } from "../errors.ts";
@@ -38,27 +39,43 @@ export async function apply(
     applied.push(one);
     log(one);
   };
-  for (const definition of streams) {
+  for (const definition of [...streams, ...ownStreams(consumers)]) {
     const { name } = definition;
     const step = planStream(definition, await found(jsm.streams.info(name).then(({ config }) => config)), can);
     const [create, update] = [() => jsm.streams.add(step.config), () => jsm.streams.update(name, step.config)];
     done(await carryOut("stream", name, step, create, update));
   }
   for (const definition of consumers) {
-    const { name, stream } = definition;
     await assertDeadLettersStored(jsm, streams, definition);
-    const step = planConsumer(
-      definition,
-      await found(jsm.consumers.info(stream.name, name).then(({ config }) => config)),
-      can,
-    );
-    const [create, update] = [
-      () => jsm.consumers.add(stream.name, step.config),
-      () => jsm.consumers.update(stream.name, name, step.config),
-    ];
-    done(await carryOut("consumer", `${stream.name}/${name}`, step, create, update));
+    if (definition.managed) await applyConsumer(definition.stream.name, definition);
+    else done(await leftAlone(jsm, definition));
+    for (const { stream, filter } of companionsOf(definition)) {
+      const { ackWaitMs } = definition;
+      await applyConsumer(stream, { name: companionOf(definition), filters: [filter], ackWaitMs, maxAckPending: -1 });
+    }
   }
   return applied;
+
+  async function applyConsumer(stream: string, definition: Parameters<typeof planConsumer>[0]): Promise<void> {
+    const { name } = definition;
+    const current = await found(jsm.consumers.info(stream, name).then(({ config }) => config));
+    const step = planConsumer(definition, current, can);
+    const [create, update] = [
+      () => jsm.consumers.add(stream, step.config),
+      () => jsm.consumers.update(stream, name, step.config),
+    ];
+    done(await carryOut("consumer", `${stream}/${name}`, step, create, update));
+  }
+}
+
+async function leftAlone(jsm: JetStreamManager, { name, stream }: ConsumerDefinition): Promise<Applied> {
+  if (!(await found(jsm.consumers.info(stream.name, name)))) {
+    throw new SortieError(
+      "provision-refused",
+      `Consumer "${name}" of stream "${stream.name}" is defined as not managed, and does not exist on the server: whoever provisions it has to come first, or leave \`managed: false\` out`,
+    );
+  }
+  return { kind: "consumer", name: `${stream.name}/${name}`, action: "none", changes: [] };
 }
 
 async function carryOut<Config extends Partial<StreamConfig> | Partial<ConsumerConfig>>(

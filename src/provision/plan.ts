@@ -54,6 +54,7 @@ export function planStream(
     duplicate_window: ns(definition.duplicateWindowMs),
     discard: definition.retention === "workqueue" && !definition.schedules ? DiscardPolicy.New : DiscardPolicy.Old,
     ...(schedules && { allow_msg_schedules: true }),
+    ...(definition.maxMessagesPerSubject !== -1 && { max_msgs_per_subject: definition.maxMessagesPerSubject }),
   };
   const step = compare(wanted, current);
   if (current && step.action === "update") refuseLoss(definition.name, wanted, current);
@@ -62,7 +63,7 @@ export function planStream(
 
 /** What it takes to make a consumer as defined. Throws `provision-refused` for what the server is too old for. */
 export function planConsumer(
-  definition: ConsumerDefinition,
+  definition: Pick<ConsumerDefinition, "name" | "filters" | "ackWaitMs" | "maxAckPending">,
   current: ConsumerConfig | undefined,
   can: ServerAbilities,
 ): Step<OwnedConsumerConfig> {

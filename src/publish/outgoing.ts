@@ -6,6 +6,9 @@ import { decode, encode, validate } from "../schema.ts";
 /** Names and values; a name may come more than once. */
 export type Headers = readonly (readonly [name: string, value: string])[];
 
+/** The header that says which messages belong together: what a handler publishes carries on what its message had. */
+export const correlationHeader = "Sortie-Correlation-Id";
+
 const maxSubjectLength = 512; // a subject beyond the server's control line would cost the whole connection
 
 /** A message that is ready to be published: validated and encoded. */

@@ -143,10 +143,10 @@ describe("defineConsumer", () => {
 describe("backoff", () => {
   it("grows to its maximum and stays there", () => {
     const backoff = exponential("1s", { max: "10s" });
-    expect([1, 2, 3, 4, 5, 6, 2_000].map((attempt) => backoffMs(backoff, attempt))).toEqual([
+    expect([1, 2, 3, 4, 5, 6, 2_000].map((attempt) => backoffMs(backoff, attempt, 0))).toEqual([
       1e3, 2e3, 4e3, 8e3, 10e3, 10e3, 10e3,
     ]);
-    expect(backoffMs(fixed("3s"), 7)).toBe(3_000);
+    expect(backoffMs(fixed("3s"), 7, 0)).toBe(3_000);
   });
 
   it("refuses a maximum below the first wait", () => {

@@ -88,7 +88,7 @@ describe("npm start", () => {
     },
   );
 
-  it("uses the server at NATS_URL, twice as well as once", async () => {
+  it("uses the server at NATS_URL, twice as well as once", { timeout: 60_000 }, async () => {
     await using server = await startNatsServer({ config: 'authorization { user: u, password: "s3cret" }' });
     for (let round = 1; round <= 2; round++) {
       const tour = startAt(server.url.replace("//", "//u:s3cret@"), "--exit", "--port", "0");

@@ -73,13 +73,13 @@ describe("connecting", () => {
   ])("logs in with %s, and never tells it", async (_, config, server) => {
     const nats = using(await startNatsServer({ config }));
     const connection = await connect(server(nats.url), 5_000);
-    await connection.flush();
-    await disconnect(connection);
+    await connection.confirmed;
+    disconnect(connection);
     const wrong =
       server(nats.url).url === nats.url
         ? { url: nats.url, token: "wr0ng" }
         : { url: nats.url.replace("//", "//u:wr0ng@") };
-    const { outcome } = await timed(connect(wrong, 2_000));
+    const { outcome } = await timed(connect(wrong, 2_000).then((refused) => refused.confirmed));
     expect(outcome).toContain(`Could not connect to NATS at ${nats.url}: `);
     expect(outcome).toMatch(/Authorization Violation|WebSocket/);
     expect(outcome).not.toMatch(/wr0ng|p@ss|t0ken/);
@@ -92,7 +92,8 @@ describe("disconnecting", () => {
     const proxy = using(await startProxy(nats.url));
     const connection = await connect({ url: proxy.url }, 5_000);
     proxy.freeze();
-    const { ms } = await timed(disconnect(connection));
+    disconnect(connection);
+    const { ms } = await timed(connection.closed());
     expect(ms).toBeLessThan(700);
   });
 });

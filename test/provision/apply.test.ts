@@ -38,7 +38,13 @@ describe("apply", () => {
     });
     const worker = defineConsumer(work, "worker", { deadLetter: "dead.WORK", ackWait: "45s", maxAckPending: 7 });
     const definitions = { streams: [work], consumers: [worker] };
-    expect((await apply(connection, definitions)).map(({ action }) => action)).toEqual(["create", "create"]);
+    expect((await apply(connection, definitions)).map(({ name, action }) => `${action} ${name}`)).toEqual([
+      "create WORK",
+      "create SORTIE_ATTEMPTS",
+      "create SORTIE_PARKED",
+      "create WORK/worker",
+      "create SORTIE_PARKED/WORK~worker",
+    ]);
     expect((await system.jsm.streams.info("WORK")).config).toMatchObject({
       subjects: ["work.*", "dead.WORK"],
       discard: "new",
@@ -58,10 +64,9 @@ describe("apply", () => {
       max_ack_pending: 7,
       filter_subject: "work.*",
     });
-    expect((await apply(connection, definitions)).map(({ action, changes }) => [action, changes])).toEqual([
-      ["none", []],
-      ["none", []],
-    ]);
+    expect((await apply(connection, definitions)).map(({ action, changes }) => [action, changes])).toEqual(
+      Array(5).fill(["none", []]),
+    );
   });
 
   it("lets messages be scheduled into a stream that nothing could push them out of", async () => {
@@ -89,7 +94,7 @@ describe("apply", () => {
       streams: [foreign],
       consumers: [defineConsumer(foreign, "c", { deadLetter: "dead.FOREIGN" })],
     };
-    expect((await apply(connection, definitions))[1]?.action).toBe("update");
+    expect((await apply(connection, definitions)).at(-1)?.action).toBe("update");
     const { config } = await system.jsm.consumers.info("FOREIGN", "c");
     expect(config).toMatchObject({ max_deliver: -1, ack_wait: 30e9 });
     expect([config.backoff ?? [], config.headers_only ?? false, config.inactive_threshold ?? 0]).toEqual([
@@ -97,7 +102,7 @@ describe("apply", () => {
       false,
       0,
     ]);
-    expect((await apply(connection, definitions))[1]?.action).toBe("none");
+    expect((await apply(connection, definitions)).at(-1)?.action).toBe("none");
   });
 
   it("updates what changed, says what, and leaves settings that it does not have alone", async () => {
@@ -126,11 +131,11 @@ describe("apply", () => {
     await system.publish("filter.a", "1");
     const delivered = await (await system.js.consumers.get("FILTER", "c")).next();
     await delivered?.ackAck();
-    expect((await apply(connection, { streams: [grow], consumers: [both] }))[1]?.action).toBe("update");
+    expect((await apply(connection, { streams: [grow], consumers: [both] })).at(-1)?.action).toBe("update");
     const { config, ack_floor } = await system.jsm.consumers.info("FILTER", "c");
     expect(config.filter_subjects).toEqual(["filter.a", "filter.b"]);
     expect(ack_floor.stream_seq).toBe(1);
-    expect((await apply(connection, { streams: [grow], consumers: [one] }))[1]?.action).toBe("update");
+    expect((await apply(connection, { streams: [grow], consumers: [one] })).at(-1)?.action).toBe("update");
     expect((await system.jsm.consumers.info("FILTER", "c")).config.filter_subject).toBe("filter.a");
   });
 
@@ -176,7 +181,7 @@ describe("apply", () => {
       /no stream captures its dead letters at "nowhere"/,
     );
     await system.jsm.streams.add({ name: "ELSEWHERE", subjects: ["nowhere"] });
-    expect(await apply(connection, { streams: [lonely], consumers: [worker] })).toHaveLength(2);
+    expect(await apply(connection, { streams: [lonely], consumers: [worker] })).toHaveLength(3);
   });
 
   it("does not take a failure for a missing stream", async () => {
@@ -231,11 +236,12 @@ describe("sortie apply", () => {
       "created stream ORDERS",
       "created stream IMAGES",
       "created stream DEAD",
+      "created stream SORTIE_ATTEMPTS",
       "created consumer ORDERS/billing",
       "created consumer ORDERS/reminders",
       "created consumer IMAGES/resizer",
     ]);
-    expect((await sortie(["apply", "functions/orders.ts"])).stdout).toMatch(/^(unchanged .*\n){6}$/);
+    expect((await sortie(["apply", "functions/orders.ts"])).stdout).toMatch(/^(unchanged .*\n){7}$/);
   });
 
   it.each<[string, string[], Record<string, string>, RegExp]>([

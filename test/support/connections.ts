@@ -7,7 +7,8 @@ export function altered(connection: Connection, change: Partial<Connection>): Co
     publish: connection.publish.bind(connection),
     subscribe: connection.subscribe.bind(connection),
     request: connection.request.bind(connection),
-    flush: () => connection.flush(),
+    closed: () => connection.closed(),
+    ...(connection.confirmed && { confirmed: connection.confirmed }),
     close: () => connection.close(),
     ...(info && { info }),
     options: "options" in connection ? connection.options : {}, // the JetStream client looks at them

@@ -31,7 +31,7 @@ export async function startSystem(
   const server = await startNatsServer(options);
   const sortie = await connect({ url: server.url }, 5_000);
   await apply(sortie, { streams: app.streams, consumers: app.bindings.map(({ consumer }) => consumer) });
-  await disconnect(sortie);
+  disconnect(sortie);
   // last, for the client's transport is global to the process: a reconnection would take the latest one
   const tcp = await connectTcp({ servers: server.tcpUrl.replace("nats://", ""), reconnect: false });
   const js = jetstream(tcp);

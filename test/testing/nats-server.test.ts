@@ -18,7 +18,7 @@ describe("a nats-server for a test", () => {
     expect(one.url).toBe(url);
     const connection = await connect({ url }, 5_000);
     expect(connection.info?.jetstream).toBe(true);
-    await disconnect(connection);
+    disconnect(connection);
   });
 
   it("ends with the process that started it, however that ends", async () => {

@@ -1,0 +1,19 @@
+import type { StreamDefinition } from "../define/stream.ts";
+import type { Connection } from "../nats/connection.ts";
+import type { Clock } from "./clock.ts";
+import type { Gate } from "./gate.ts";
+import type { Ledger } from "./ledger.ts";
+import type { InvocationEvent } from "./report.ts";
+
+/** What all consumers of an invocation share. */
+export interface Circumstances {
+  readonly connection: Connection;
+  readonly streams: readonly StreamDefinition[];
+  readonly clock: Clock;
+  readonly ledger: Ledger;
+  readonly gate: Gate;
+  readonly host: string;
+  /** How long to wait for more when nothing is left to pull; Infinity for as long as there is time. */
+  readonly lingerMs: number;
+  log(event: InvocationEvent): void;
+}

@@ -1,0 +1,118 @@
+import type { ConsumerDefinition } from "../define/consumer.ts";
+import { textOf } from "../errors.ts";
+import { type Delivery, derivedId } from "../nats/delivery.ts";
+import { headersSize, lineSize, type Outgoing } from "../publish/outgoing.ts";
+import { idHeader } from "../schedule/schedule.ts";
+
+/** Why a message is in the dead letters. */
+export type DeadLetterReason =
+  /** The handler threw a `NonRetriableError`, or an error that a rule of its policy sends here. */
+  | "non-retriable"
+  /** The handler failed as often as its policy allows. */
+  | "attempts-exhausted"
+  /** Its function died as often as its policy allows, the last time with this message alone in hand. */
+  | "function-died"
+  /** The payload is not JSON in UTF-8. */
+  | "undecodable"
+  /** The payload does not fit its schema. */
+  | "invalid"
+  /** The stream has no schema for the subject. */
+  | "unknown-subject";
+
+/** One start of a handler. */
+export interface Start {
+  /** Epoch milliseconds. */
+  readonly at: number;
+  /** Where it ran. */
+  readonly host: string;
+  /** What it failed with; none where its function died. */
+  readonly error?: string;
+}
+
+/** What became of a message before it was given up. */
+export interface Story {
+  readonly reason: DeadLetterReason;
+  readonly error: unknown;
+  /** How often a handler was started for it. */
+  readonly attempts: number;
+  /** These starts, or the latest of them. */
+  readonly starts: readonly Start[];
+  /** Where it was given up. */
+  readonly host: string;
+  /** When, in epoch milliseconds. */
+  readonly now: number;
+}
+
+/** The headers that tell a dead letter's story, beside those of the message itself. */
+export const deadLetterHeaders = {
+  reason: "Sortie-Reason",
+  error: "Sortie-Error",
+  stream: "Sortie-Stream",
+  sequence: "Sortie-Sequence",
+  subject: "Sortie-Subject",
+  consumer: "Sortie-Consumer",
+  attempts: "Sortie-Attempts",
+  /** One for each attempt: its time, its host and its error. */
+  attempt: "Sortie-Attempt",
+  time: "Sortie-Time",
+  host: "Sortie-Host",
+  messageId: "Sortie-Message-Id",
+  /** Where the payload was so large that no header fitted beside it: the sequence of the entry that holds it. */
+  payloadSequence: "Sortie-Payload-Sequence",
+} as const;
+
+/**
+ * The dead letter of a delivery: its payload untouched, its headers less those that command the server, and its story.
+ * Its id is derived, so that a crash between storing it and terminating the delivery makes no second one. Headers give
+ * way where the server's `maxPayload` would not hold them all: the message's own first, then the attempts, then the
+ * error's text. Undefined where the payload leaves no room for the story at all.
+ */
+export function deadLetterOf(
+  delivery: Delivery,
+  consumer: ConsumerDefinition,
+  story: Story,
+  maxPayload: number,
+): Outgoing | undefined {
+  const id = derivedId(delivery, "dead-letter");
+  const own = delivery.headers();
+  const first = (name: string) => own.find(([header]) => header === name)?.[1];
+  const messageId = first("Nats-Msg-Id") ?? first(idHeader);
+  const headers: [name: string, value: string][] = [
+    [deadLetterHeaders.reason, story.reason],
+    [deadLetterHeaders.stream, consumer.stream.name],
+    [deadLetterHeaders.sequence, `${delivery.sequence}`],
+    [deadLetterHeaders.subject, delivery.subject],
+    [deadLetterHeaders.consumer, consumer.name],
+    [deadLetterHeaders.attempts, `${story.attempts}`],
+    [deadLetterHeaders.time, new Date(story.now).toISOString()],
+  ];
+  let room = maxPayload - delivery.data.length - headersSize({ id, headers });
+  if (room < 0) return undefined;
+  const forName = deadLetterHeaders.error.length + 4;
+  add(deadLetterHeaders.error, headerValue(textOf(story.error)).slice(0, Math.max(0, room - forName)));
+  if (messageId) add(deadLetterHeaders.messageId, messageId);
+  add(deadLetterHeaders.host, headerValue(story.host));
+  for (const start of story.starts.slice(-maxStarts)) add(deadLetterHeaders.attempt, lineOf(start));
+  for (const [header, value] of own) if (!/^(nats|sortie)-/i.test(header)) add(header, value);
+  return { subject: consumer.deadLetter, payload: delivery.data, id, headers };
+
+  function add(...header: [name: string, value: string]): void {
+    if (lineSize(header) > room) return;
+    headers.push(header);
+    room -= lineSize(header);
+  }
+}
+
+const maxStarts = 20;
+
+function lineOf({ at, host, error }: Start): string {
+  return headerValue(`${new Date(at).toISOString()} ${host} ${error ?? "its function died"}`).slice(0, 300);
+}
+
+/** One line of printable ASCII, a kilobyte at most: a header cannot carry more safely. */
+function headerValue(text: string): string {
+  return text
+    .replace(/\s+/g, " ")
+    .replace(/[^\x20-\x7e]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`)
+    .slice(0, 1024);
+}

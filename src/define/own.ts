@@ -1,0 +1,92 @@
+import type { ConsumerDefinition } from "./consumer.ts";
+import type { StreamDefinition } from "./stream.ts";
+
+/**
+ * Streams of Sortie's own, which `sortie apply` creates where an app needs them. They hold what is known of messages that
+ * did not simply succeed; while nothing fails nothing is written to them.
+ */
+
+/** How often a handler was started for a message, and what became of it. */
+export const attemptsStream = "SORTIE_ATTEMPTS";
+
+/** Messages whose retry is far off, kept out of their consumer's `max_ack_pending`. */
+export const parkedStream = "SORTIE_PARKED";
+
+/** The server's word that it gave up on a message, for consumers with a `max_deliver` that is not ours. */
+export const exhaustedStream = "SORTIE_EXHAUSTED";
+
+/** Retries sooner than this stay with their consumer. */
+export const parkFromMs = 5_000;
+
+/** Whether a consumer's far retries are parked: without a limit on what may be outstanding they hinder nobody. */
+export function parks({ maxAckPending }: ConsumerDefinition): boolean {
+  return maxAckPending !== -1;
+}
+
+/** Where the attempts at one message are kept. */
+export function attemptsSubject(stream: string, consumer: string, sequence: number | string, storedNs: string): string {
+  return `sortie.attempts.${stream}.${consumer}.${sequence}.${storedNs}`;
+}
+
+/** Where one message is parked; `*` for all of a consumer. */
+export function parkedSubject(stream: string, consumer: string, sequence: number | string, storedNs: string): string {
+  return `sortie.parked.${stream}.${consumer}.${sequence}.${storedNs}`;
+}
+
+/** Where the server says that it gave up on a message of a consumer. */
+export function exhaustedSubject(stream: string, consumer: string): string {
+  return `$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.${stream}.${consumer}`;
+}
+
+/** The name, within a stream of ours, of the consumer that stands beside one of the app's; `~` keeps the two names apart. */
+export function companionOf({ stream, name }: ConsumerDefinition): string {
+  return `${stream.name}~${name}`;
+}
+
+/** Which streams of ours have a consumer beside this one, and what it is given there. */
+export function companionsOf(
+  consumer: ConsumerDefinition,
+): { kind: "parked" | "exhausted"; stream: string; filter: string }[] {
+  const { stream, name, managed } = consumer;
+  const parked = { kind: "parked", stream: parkedStream, filter: parkedSubject(stream.name, name, "*", "*") } as const;
+  const exhausted = {
+    kind: "exhausted",
+    stream: exhaustedStream,
+    filter: exhaustedSubject(stream.name, name),
+  } as const;
+  return [...(parks(consumer) ? [parked] : []), ...(managed ? [] : [exhausted])];
+}
+
+/** The streams of ours that these consumers need; as safe in a cluster as the safest of theirs. */
+export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefinition[] {
+  const replicas = Math.max(1, ...consumers.map(({ stream }) => stream.replicas));
+  const base = {
+    kind: "stream",
+    schemas: {},
+    storage: "file",
+    replicas,
+    maxMessages: -1,
+    maxBytes: -1,
+    maxMessagesPerSubject: -1,
+    maxAgeMs: 0,
+    duplicateWindowMs: 120_000,
+    schedules: false,
+    retention: "workqueue",
+  } as const;
+  const streams: StreamDefinition[] = [];
+  if (consumers.length > 0) {
+    streams.push({
+      ...base,
+      name: attemptsStream,
+      subjects: [attemptsSubject("*", "*", "*", "*")],
+      retention: "limits",
+      maxMessagesPerSubject: 1,
+      maxAgeMs: 90 * 86_400_000, // what a function that died left behind
+    });
+  }
+  if (consumers.some(parks))
+    streams.push({ ...base, name: parkedStream, subjects: [parkedSubject("*", "*", "*", "*")] });
+  if (consumers.some(({ managed }) => !managed))
+    streams.push({ ...base, name: exhaustedStream, subjects: [exhaustedSubject("*", "*")] });
+  return streams;
+}
