@@ -76,8 +76,10 @@ async function pullFrom(
         continue;
       }
       troubledAt = undefined;
-      if (end === "drained" && now() - asked + 10 >= Math.min(lingerMs, leftMs()))
-        return lingerMs === Infinity ? "budget" : "drained";
+      if (end !== "drained" || now() - asked + 10 < Math.min(lingerMs, leftMs())) continue;
+      if (hand.messages === 0) return lingerMs === Infinity ? "budget" : "drained";
+      // handlers still run: another look when the last of them has ended, in the flight that settles its message
+      while (hand.messages > 0) await hand.changed();
     }
     return "budget";
   } finally {

@@ -13,7 +13,7 @@ export const attemptsStream = "SORTIE_ATTEMPTS";
 export const parkedStream = "SORTIE_PARKED";
 
 /** The server's word that it gave up on a message, for consumers with a `max_deliver` that is not ours. */
-export const exhaustedStream = "SORTIE_EXHAUSTED";
+const exhaustedStream = "SORTIE_EXHAUSTED";
 
 /** Retries sooner than this stay with their consumer. */
 export const parkFromMs = 5_000;
@@ -34,7 +34,7 @@ export function parkedSubject(stream: string, consumer: string, sequence: number
 }
 
 /** Where the server says that it gave up on a message of a consumer. */
-export function exhaustedSubject(stream: string, consumer: string): string {
+function exhaustedSubject(stream: string, consumer: string): string {
   return `$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.${stream}.${consumer}`;
 }
 

@@ -5,7 +5,7 @@ import { type Delivery, deliveryOf } from "./delivery.ts";
 import { within } from "./within.ts";
 
 /** What one pull asks for. */
-export interface PullRequest {
+interface PullRequest {
   readonly batch: number;
   /** The most bytes, of payloads, headers and subjects together. */
   readonly maxBytes: number;
@@ -19,7 +19,7 @@ export interface PullRequest {
  * How a pull ended: `more` may be waiting; the consumer is `drained` and has nothing to give now; or it is to be asked
  * `again` in a while, as after a change of leader.
  */
-export type PullEnd = "more" | "drained" | "again";
+type PullEnd = "more" | "drained" | "again";
 
 export interface Puller {
   /**

@@ -3,6 +3,7 @@ import { SortieError } from "../errors.ts";
 /**
  * Every wait of an invocation for something outside of it is a point where it may be killed, frozen or cut off. A test
  * sets `reached` to be told of each, before the wait and after it.
+ * @internal
  */
 export const crashPoints: { reached?: (point: string, phase: "before" | "after") => void } = {};
 

@@ -16,7 +16,7 @@ import {
 } from "../../src/index.ts";
 import { connect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
-import { altered, losing } from "../support/connections.ts";
+import { losing } from "../support/connections.ts";
 import { publishRaw, startProxy } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
