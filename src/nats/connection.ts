@@ -43,6 +43,7 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
   }
   const broken = Promise.withResolvers<never>();
   const gone = new AbortController();
+  let dialledSocket: WebSocket | undefined;
   const login = Promise.withResolvers<void>();
   login.promise.catch(() => {}); // whoever wants to know asks
   const failed = (error: unknown) => {
@@ -66,7 +67,8 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
         const opened = (server.open ?? openSocket)(url, gone.signal);
         const socket = opened instanceof Promise ? await opened : opened; // one that breaks at once is heard only without a wait
         greetAhead(socket, (refused) => (refused ? login.reject(failed(refused)) : login.resolve()));
-        return { socket: closing(socket, gone, broken.reject), encrypted: url.startsWith("wss:") };
+        dialledSocket = closing(socket, gone, broken.reject);
+        return { socket: dialledSocket, encrypted: url.startsWith("wss:") };
       } catch (error) {
         broken.reject(error); // the client would wait for a factory that throws
         throw error;
@@ -76,7 +78,15 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
   try {
     const connection = await within(ms, "connecting", Promise.race([dialled, broken.promise]));
     connection.closed().then((error) => login.reject(failed(error ?? new Error("the server closed the connection"))));
-    return Object.assign(connection, { confirmed: login.promise });
+    const close = connection.close.bind(connection);
+    return Object.assign(connection, {
+      confirmed: login.promise,
+      close() {
+        // now: the client would wait 100 ms for what was sent to leave, and the function may be frozen by then
+        dialledSocket?.close();
+        return close();
+      },
+    });
   } catch (error) {
     gone.abort();
     dialled.then(disconnect, () => {}); // the one that came too late must not stay open
