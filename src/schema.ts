@@ -4,6 +4,9 @@ import { InvalidPayloadError, SortieError } from "./errors.ts";
 /** Any schema that speaks Standard Schema: zod, valibot, arktype and others. */
 export type Schema<Input = unknown, Output = Input> = StandardSchemaV1<Input, Output>;
 
+const encoder = new TextEncoder();
+const decoder = new TextDecoder("utf-8", { fatal: true });
+
 /** JSON as UTF-8 bytes: how every payload is stored. Throws `invalid-payload` for what JSON cannot carry. */
 export function encode(subject: string, value: unknown): Uint8Array {
   let json: string | undefined;
@@ -17,13 +20,13 @@ export function encode(subject: string, value: unknown): Uint8Array {
   if (json === undefined) {
     throw new SortieError("invalid-payload", `The payload for "${subject}" must be a JSON value, got ${typeof value}`);
   }
-  return new TextEncoder().encode(json);
+  return encoder.encode(json);
 }
 
 /** The JSON value of a stored payload. Throws `invalid-payload` for anything else. */
 export function decode(subject: string, payload: Uint8Array): unknown {
   try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(payload));
+    return JSON.parse(decoder.decode(payload));
   } catch (error) {
     throw new SortieError(
       "invalid-payload",
@@ -35,9 +38,13 @@ export function decode(subject: string, payload: Uint8Array): unknown {
   }
 }
 
-/** The schema's output for a value. Throws `InvalidPayloadError` with the failing paths. */
-export async function validate(subject: string, schema: Schema, value: unknown): Promise<unknown> {
-  const result = await schema["~standard"].validate(value);
+/** The schema's output for a value; a promise of it only where the schema answers with one. Throws `InvalidPayloadError` with the failing paths. */
+export function validate(subject: string, schema: Schema, value: unknown): unknown {
+  const result = schema["~standard"].validate(value);
+  return "then" in result ? result.then((later) => outputOf(subject, later)) : outputOf(subject, result);
+}
+
+function outputOf(subject: string, result: StandardSchemaV1.Result<unknown>): unknown {
   if (!result.issues) return result.value;
   throw new InvalidPayloadError(
     subject,

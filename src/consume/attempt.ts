@@ -1,12 +1,12 @@
 import type { Start } from "../dead-letter/story.ts";
 import { textOf } from "../errors.ts";
 import type { Delivery } from "../nats/delivery.ts";
-import { within } from "../nats/within.ts";
+import { pause, within } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
-import type { Attempts } from "./ledger.ts";
+import { type Attempts, noAttempts } from "./ledger.ts";
 import { type Message, read, unreadable } from "./message.ts";
-import { createOutbox } from "./outbox.ts";
+import { Outbox } from "./outbox.ts";
 import { decideFailure, type Settlement } from "./settlement.ts";
 
 /** How a delivery is to leave, and why. */
@@ -17,57 +17,103 @@ export interface Outcome {
   readonly attempts: Attempts;
 }
 
+/** One start of a handler. */
+interface Try {
+  readonly binding: Binding;
+  readonly delivery: Delivery;
+  readonly shared: Circumstances;
+  /** What is known of the starts before. */
+  readonly before: Attempts;
+  /** How many of them were just before, in place. */
+  readonly inPlace: number;
+  readonly at: number;
+  /** What was read, once it could be. */
+  message?: Message;
+}
+
 /**
  * Reads a delivery, runs its handler, more than once where the policy says so, and decides how the delivery leaves.
- * `before` is what is known of earlier attempts. Never throws.
+ * `before` is what is known of earlier attempts. Never throws; answers at once where schema and handler do.
  */
-export async function attempt(
-  { consumer, handler }: Binding,
+export function attempt(
+  binding: Binding,
   delivery: Delivery,
   before: Attempts,
   shared: Circumstances,
-): Promise<Outcome> {
-  const { clock, connection } = shared;
-  let attempts = before;
-  for (let inPlace = 0; ; inPlace += 1) {
-    const at = clock.now();
-    let message: Message | undefined;
-    try {
-      message = await bounded("the schema", read(delivery, consumer, attempts.started + 1));
-      await handle(message);
-      return { settlement: { kind: "ack" }, attempts };
-    } catch (error) {
-      const reason = message ? undefined : unreadable(error);
-      if (reason) return { settlement: { kind: "dead-letter", reason }, error, attempts };
-      const now = clock.now();
-      attempts = withStart(attempts, { at, host: shared.host, error: textOf(error) });
-      const leftMs = clock.budget.stopAt - now;
-      const failure = { error, attempt: attempts.started, inPlace, leftMs, now, chance: Math.random() };
-      const decided = decideFailure(failure, consumer.retry);
-      if (decided.kind !== "in-place") return { settlement: decided, error, attempts };
-      if (decided.delayMs > 0) await new Promise((resolve) => setTimeout(resolve, decided.delayMs));
-    }
+  inPlace = 0,
+): Outcome | Promise<Outcome> {
+  const { clock } = shared;
+  const { consumer } = binding;
+  const one: Try = { binding, delivery, shared, before, inPlace, at: clock.now() };
+  try {
+    const reading = read(delivery, consumer, before.started + 1);
+    const handling = isPromise(reading)
+      ? clock.handling(`the schema of consumer "${consumer.name}"`, reading).then((message) => handle(one, message))
+      : handle(one, reading);
+    if (handling === undefined) return succeeded(one);
+    return handling.then(
+      () => succeeded(one),
+      (error: unknown) => failed(one, error),
+    );
+  } catch (error) {
+    return failed(one, error);
   }
+}
 
-  async function handle(message: Message): Promise<void> {
-    const outbox = createOutbox(connection, shared.streams, delivery, message, clock.now);
-    const { publish, schedule } = outbox;
-    try {
-      const remaining = () => Math.max(0, clock.budget.stopAt - clock.now());
-      const handled = handler(message, { publish, schedule, signal: clock.signal, remaining });
-      if (isPromise(handled)) await bounded("the handler", handled);
-      outbox.close();
-      if (outbox.size === 0) return;
-      const ms = clock.budget.publishBy - clock.now();
-      await within(ms, "publishing what the handler wants published", outbox.flush(ms));
-    } finally {
-      outbox.close();
-    }
+function handle(one: Try, message: Message): Promise<void> | undefined {
+  one.message = message;
+  const { binding, delivery, shared } = one;
+  const { signal, remaining } = shared.clock;
+  const outbox = new Outbox(shared, delivery, message);
+  const { publish, schedule } = outbox;
+  try {
+    const handled = binding.handler(message, { publish, schedule, signal, remaining });
+    if (isPromise(handled) || outbox.size > 0) return finish(one, handled, outbox);
+  } catch (error) {
+    outbox.close();
+    throw error;
   }
+  outbox.close();
+  return undefined;
+}
 
-  function bounded<T>(what: string, promise: Promise<T>): Promise<T> {
-    return within(clock.budget.abandonAt - clock.now(), `${what} of consumer "${consumer.name}"`, promise);
+async function finish({ binding, shared: { clock } }: Try, handled: unknown, outbox: Outbox): Promise<void> {
+  try {
+    if (isPromise(handled)) await clock.handling(`the handler of consumer "${binding.consumer.name}"`, handled);
+  } finally {
+    outbox.close();
   }
+  if (outbox.size === 0) return;
+  const ms = clock.budget.publishBy - clock.now();
+  await within(ms, "publishing what the handler wants published", outbox.flush(ms));
+}
+
+function succeeded({ before }: Try): Outcome {
+  return before === noAttempts.attempts ? firstSucceeded : { settlement: acknowledged, attempts: before };
+}
+
+function failed(one: Try, error: unknown): Outcome | Promise<Outcome> {
+  const { binding, delivery, shared, before, inPlace, at } = one;
+  const { clock, host } = shared;
+  const reason = one.message === undefined ? unreadable(error) : undefined;
+  if (reason) return { settlement: { kind: "dead-letter", reason }, error, attempts: before };
+  const now = clock.now();
+  const attempts = withStart(before, { at, host, error: textOf(error) });
+  const leftMs = clock.budget.stopAt - now;
+  const failure = { error, attempt: attempts.started, inPlace, leftMs, now, chance: Math.random() };
+  const decided = decideFailure(failure, binding.consumer.retry);
+  if (decided.kind !== "in-place") return { settlement: decided, error, attempts };
+  return pause(decided.delayMs, "waiting to start a handler once more in place").then(() =>
+    attempt(binding, delivery, attempts, shared, inPlace + 1),
+  );
+}
+
+const acknowledged: Settlement = { kind: "ack" };
+const firstSucceeded: Outcome = { settlement: acknowledged, attempts: noAttempts.attempts };
+
+/** Whether a message simply succeeded. */
+export function isAcknowledged({ settlement }: Outcome): boolean {
+  return settlement === acknowledged;
 }
 
 /** The attempts with one more start, which has ended. */
@@ -75,6 +121,6 @@ function withStart({ started, starts }: Attempts, start: Start): Attempts {
   return { started: started + 1, starts: [...starts, start] };
 }
 
-function isPromise(value: unknown): value is Promise<unknown> {
+function isPromise<T>(value: T): value is Extract<T, PromiseLike<unknown>> {
   return typeof value === "object" && value !== null && "then" in value && typeof value.then === "function";
 }

@@ -1,3 +1,5 @@
+import { SortieError } from "../errors.ts";
+import { crashPoints } from "../nats/within.ts";
 import { type Budget, planBudget } from "./budget.ts";
 
 /** An invocation's time, as it learns how long round trips take. */
@@ -6,10 +8,17 @@ export interface Clock {
   readonly budget: Budget;
   /** Aborts at the budget's `stopAt`. */
   readonly signal: AbortSignal;
+  /** Milliseconds until it does. */
+  readonly remaining: () => number;
   /** The slowest round trip so far, in milliseconds. */
   readonly slowestMs: number;
   /** Takes note of how long a round trip took. */
   learn(ms: number): void;
+  /**
+   * Waits for what a handler does, until the budget's `abandonAt`; one timer serves all handlers.
+   * @throws SortieError `timed-out` naming `what`; a later rejection of `promise` is ignored.
+   */
+  handling<T>(what: string, promise: PromiseLike<T>): Promise<T>;
   /** Lets go of its timer. */
   end(): void;
 }
@@ -18,6 +27,7 @@ export interface Clock {
 export function startClock(deadline: number, now: () => number): Clock {
   const started = now();
   const stop = new AbortController();
+  const handled = new Set<() => void>();
   let slowestMs: number | undefined;
   let budget = planBudget(started, deadline);
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -25,9 +35,12 @@ export function startClock(deadline: number, now: () => number): Clock {
 
   function arm(): void {
     clearTimeout(timer);
-    const leftMs = budget.stopAt - now();
-    if (leftMs <= 0) stop.abort(new DOMException("The invocation's time is over", "TimeoutError"));
-    else timer = setTimeout(arm, Math.min(leftMs, 0x7fffffff));
+    const at = now();
+    if (at >= budget.stopAt && !stop.signal.aborted)
+      stop.abort(new DOMException("The invocation's time is over", "TimeoutError"));
+    if (at >= budget.abandonAt) for (const abandon of handled) abandon();
+    const next = stop.signal.aborted ? budget.abandonAt : budget.stopAt;
+    if (next > at) timer = setTimeout(arm, Math.min(Math.ceil(next - at), 0x7fffffff));
   }
 
   return {
@@ -36,6 +49,7 @@ export function startClock(deadline: number, now: () => number): Clock {
       return budget;
     },
     signal: stop.signal,
+    remaining: () => Math.max(0, budget.stopAt - now()),
     get slowestMs() {
       return slowestMs ?? 0;
     },
@@ -43,7 +57,24 @@ export function startClock(deadline: number, now: () => number): Clock {
       if (slowestMs !== undefined && ms <= slowestMs) return;
       slowestMs = ms;
       budget = planBudget(started, deadline, slowestMs);
-      if (!stop.signal.aborted) arm();
+      arm();
+    },
+    handling(what, promise) {
+      return new Promise((resolve, reject) => {
+        const abandon = () => leave(() => reject(new SortieError("timed-out", `${what} took longer than it had`)));
+        const leave = (end: () => void) => {
+          handled.delete(abandon);
+          crashPoints.reached?.(what, "after");
+          end();
+        };
+        handled.add(abandon);
+        crashPoints.reached?.(what, "before");
+        promise.then(
+          (value) => leave(() => resolve(value)),
+          (error) => leave(() => reject(error)),
+        );
+        if (now() >= budget.abandonAt) abandon();
+      });
     },
     end: () => clearTimeout(timer),
   };

@@ -7,23 +7,30 @@ export interface Gate {
   readonly open: boolean;
   /** Calls back whenever the gate opens again. */
   onOpen(listener: () => void): void;
-  /** A message is being handled, until it is settled. */
+  /** A message is being handled, until it is settled and leaves. */
   enter(): void;
+  /** Waits until nobody is inside; nobody else enters then before this one leaves. */
+  enterAlone(): Promise<void>;
   leave(): void;
-  /** Does `work` once nobody is inside, one after the other. */
-  alone<T>(work: () => Promise<T>): Promise<T>;
 }
 
 export function createGate(): Gate {
   const listeners: (() => void)[] = [];
+  const waiting: (() => void)[] = [];
   let inside = 0;
-  let solos = 0;
-  let turn: Promise<unknown> = Promise.resolve();
-  let left = () => {};
+  let alone = false;
+
+  function admitOne(): void {
+    const next = waiting.shift();
+    alone = next !== undefined;
+    if (!next) return;
+    inside = 1;
+    next();
+  }
 
   return {
     get open() {
-      return solos === 0;
+      return !alone && waiting.length === 0;
     },
     onOpen(listener) {
       listeners.push(listener);
@@ -31,27 +38,17 @@ export function createGate(): Gate {
     enter() {
       inside += 1;
     },
+    enterAlone() {
+      return new Promise((resolve) => {
+        waiting.push(resolve);
+        if (inside === 0) admitOne();
+      });
+    },
     leave() {
       inside -= 1;
-      if (inside === 0) left();
-    },
-    alone(work) {
-      solos += 1;
-      const mine = turn.then(async () => {
-        if (inside > 0) {
-          await new Promise<void>((resolve) => {
-            left = resolve;
-          });
-        }
-        try {
-          return await work();
-        } finally {
-          solos -= 1;
-          if (solos === 0) for (const listener of listeners) listener();
-        }
-      });
-      turn = mine.catch(() => {});
-      return mine;
+      if (inside > 0) return;
+      admitOne();
+      if (!alone) for (const listener of listeners) listener();
     },
   };
 }

@@ -1,14 +1,15 @@
 import { textOf } from "../errors.ts";
 import type { Delivery } from "../nats/delivery.ts";
-import { attempt, type Outcome } from "./attempt.ts";
+import { attempt, isAcknowledged, type Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
-import { confirmEach, confirmTogether } from "./confirm.ts";
+import { ACK, confirmEach, confirmTogether } from "./confirm.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
+import { keepLeases } from "./lease.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
+import { recall } from "./recall.ts";
 import { settle } from "./settle.ts";
-import { resolveExhausted, resolveParked, type Source } from "./source.ts";
-import { decideStart } from "./start.ts";
+import type { Source } from "./source.ts";
 import type { Tally } from "./tally.ts";
 
 /** What an invocation has in hand for one consumer: from being delivered until being settled. */
@@ -20,8 +21,10 @@ export interface Hand {
   readonly bytes: number;
   /** What a handler takes, in milliseconds; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
-  /** Resolves when something has left the hand. */
-  changed(): Promise<void>;
+  /** Lets acknowledgements gather while more may come of a pull. */
+  during<T>(pull: Promise<T>): Promise<T>;
+  /** Resolves when a condition is true; it is asked whenever something has left the hand or a pull has ended. */
+  until(condition: () => boolean): Promise<void>;
   /** Resolves when all that is in hand has been settled. */
   emptied(): Promise<void>;
 }
@@ -30,48 +33,35 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   const { consumer } = binding;
   const { connection, clock, gate, ledger } = shared;
   const { now } = clock;
-  const held = new Map<string, Held>();
+  const held = new Map<Held["key"], Held>();
   const queue: Held[] = [];
+  const acknowledged = new Map<Promise<void>, Held[]>(); // by what confirms them
   let running = 0; // handlers
+  let pulling = 0;
   let settling = 0;
   let bytes = 0;
   let handlerMs: number | undefined;
   let stopped = false;
-  let waiting: (() => void)[] = [];
+  let starting = false;
+  let waiting: { readonly condition: () => boolean; readonly resolve: () => void }[] = [];
 
-  const confirm =
-    consumer.confirm === "each" ? confirmEach(connection, now) : confirmTogether(connection, now, () => running > 0);
-  const heartbeat = setInterval(beat, consumer.ackWaitMs / 2);
-  gate.onOpen(next);
+  const confirmation =
+    consumer.confirm === "each"
+      ? confirmEach(connection, now)
+      : confirmTogether(connection, now, () => running > 0 || pulling > 0);
+  const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
+  gate.onOpen(startNext);
   clock.signal.addEventListener("abort", stop);
   if (clock.signal.aborted) stop();
   void connection.closed().then(stop); // nothing could be settled any more
 
-  return {
+  const hand: Hand = {
     take(source, delivery) {
-      const key = `${source}.${delivery.sequence}`;
+      const key = source === "own" ? delivery.sequence : `${source}.${delivery.sequence}`;
       const before = held.get(key);
-      if (before) {
-        // it came back to us: a late word to the old delivery would mean nothing
-        lose(before);
-        Object.assign(before, { ackSubject: delivery.ackSubject, heardAt: now(), lost: false });
-        return;
-      }
-      const size = delivery.data.length;
-      const one: Held = {
-        key,
-        bytes: size,
-        source,
-        delivery,
-        ackSubject: delivery.ackSubject,
-        heardAt: now(),
-        lost: false,
-      };
-      held.set(key, one);
-      bytes += size;
-      if (stopped) void leave(one, returned(noAttempts.attempts));
-      else if (source === "own" && !delivery.again) enqueue(one);
-      else void lookUp(one);
+      if (before?.settling) before.next = delivery;
+      else if (before) leases.renew(before, delivery.ackSubject);
+      else begin(key, source, delivery);
     },
     get messages() {
       return held.size - settling;
@@ -82,155 +72,197 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     get handlerMs() {
       return handlerMs;
     },
-    changed: () => new Promise((resolve) => waiting.push(resolve)),
+    async during(pull) {
+      pulling += 1;
+      try {
+        return await pull;
+      } finally {
+        pulling -= 1;
+        confirmation.hurry();
+        tell();
+      }
+    },
+    until(condition) {
+      return new Promise((resolve) => {
+        waiting.push({ condition, resolve });
+        tell();
+      });
+    },
     async emptied() {
-      while (held.size > 0) await this.changed();
-      clearInterval(heartbeat);
+      await hand.until(() => held.size === 0);
+      leases.end();
     },
   };
+  return hand;
+
+  function begin(key: Held["key"], source: Source["kind"], delivery: Delivery): void {
+    const { ackSubject, data } = delivery;
+    const state = { lost: false, counted: false, inside: false, settling: false };
+    const one: Held = { key, bytes: data.length, source, delivery, ackSubject, heardAt: now(), ...state };
+    held.set(key, one);
+    bytes += one.bytes;
+    if (source === "own") tally.pulled(one);
+    if (stopped) leave(one, returned(noAttempts.attempts));
+    else if (source === "own" && !delivery.again) enqueue(one);
+    else void goOn(one);
+  }
 
   /** Starts nothing any more, and hands back what was not started. */
   function stop(): void {
     stopped = true;
-    for (const one of queue.splice(0)) void leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
+    for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
     tell();
   }
 
   function tell(): void {
-    const told = waiting;
+    if (waiting.length === 0) return;
+    const asked = waiting;
     waiting = [];
-    for (const resolve of told) resolve();
+    for (const one of asked) {
+      if (one.condition()) one.resolve();
+      else waiting.push(one);
+    }
   }
 
   function enqueue(one: Held): void {
     queue.push(one);
-    next();
+    startNext();
   }
 
-  function next(): void {
+  function startNext(): void {
+    if (starting) return; // a handler that ends at once comes back here
+    starting = true;
     while (queue.length > 0 && running < consumer.concurrency && gate.open) {
       const one = queue.shift() as Held;
       gate.enter();
-      void run(one, false).then((outcome) => leave(one, outcome).then(gate.leave));
+      one.inside = true;
+      if (one.entry) void startAgain(one, one.entry.attempts, false);
+      else start(one, noAttempts.attempts);
     }
+    starting = false;
   }
 
-  /** A message that may have been started before: what the ledger says decides how it goes on. */
-  async function lookUp(one: Held): Promise<void> {
-    const patienceMs = Math.min(5_000, clock.budget.publishBy - now());
+  /** A message that was delivered before: what is known of it decides how it goes on. */
+  async function goOn(one: Held): Promise<void> {
     try {
-      if (one.source === "parked") {
-        const { delivery, notBefore = 0 } = resolveParked(consumer, one.delivery);
-        one.delivery = delivery;
-        if (notBefore > now()) return void leave(one, returned(noAttempts.attempts, notBefore - now()));
-      } else if (one.source === "exhausted") {
-        const resolved = await resolveExhausted(connection, consumer, one.delivery, patienceMs);
-        if (!resolved) return void leave(one, { settlement: { kind: "ack" }, attempts: noAttempts.attempts });
-        one.delivery = resolved.delivery;
-      }
-      one.entry = await ledger.read(one.delivery, patienceMs);
+      const beginning = await recall(binding, one, shared);
+      if (beginning.kind === "not-due") return leave(one, returned(noAttempts.attempts, beginning.inMs));
+      if (!one.counted) tally.pulled(one);
+      if (beginning.kind === "leave") return leave(one, beginning.outcome);
+      const { attempts, alone } = beginning;
+      if (stopped) return leave(one, returned(attempts));
+      if (!alone) return enqueue(one);
+      await gate.enterAlone();
+      one.inside = true;
+      if (stopped) leave(one, returned(attempts));
+      else await startAgain(one, attempts, true);
     } catch (error) {
       tally.trouble(textOf(error));
-      return void leave(one, returned(noAttempts.attempts, troubleMs));
+      leave(one, returned(noAttempts.attempts, troubleMs));
     }
-    const { attempts } = one.entry;
-    const beginning = decideStart(attempts, consumer.retry.attempts, one.source === "parked");
-    if (beginning.kind === "done") return void leave(one, { settlement: { kind: "ack" }, attempts });
-    if (beginning.kind === "parked") {
-      const settlement = { kind: "retry", delayMs: Math.max(0, beginning.until - now()) } as const;
-      return void leave(one, { settlement, attempts, error: "its retry is parked" });
-    }
-    if (beginning.kind === "dead-letter") {
-      const error = attempts.starts.findLast((start) => start.error)?.error;
-      const died = `its function died each of the last ${attempts.started} times that it was started`;
-      const told = beginning.reason === "function-died" ? new Error(died) : error;
-      return void leave(one, { settlement: beginning, attempts, error: told });
-    }
-    if (stopped) return void leave(one, returned(attempts));
-    if (!beginning.alone) return enqueue(one);
-    await gate.alone(async () => {
-      await leave(one, stopped ? returned(attempts) : await run(one, true));
-    });
   }
 
-  /** Starts the handler. One that is not known to be the first is written down before, so that it counts whatever happens. */
-  async function run(one: Held, alone: boolean): Promise<Outcome> {
-    if (lapsed(one)) lose(one);
-    if (one.lost) return returned(one.entry?.attempts ?? noAttempts.attempts);
-    running += 1;
+  /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
+  async function startAgain(one: Held, before: Attempts, alone: boolean): Promise<void> {
+    running += 1; // it has its place from now on
     try {
-      const before = one.entry?.attempts ?? noAttempts.attempts;
-      const { open: _, ...closed } = before;
-      const started = now();
-      if (one.entry) {
-        const starts = [...before.starts, { at: started, host: shared.host }];
-        const opened = {
-          ...closed,
-          started: before.started + 1,
-          starts,
-          open: alone ? "alone" : "in-company",
-        } as const;
-        try {
-          one.entry = await ledger.write(one.delivery, one.entry, opened, clock.budget.abandonAt - started);
-        } catch (error) {
-          tally.trouble(textOf(error));
-          return returned(before, troubleMs);
-        }
-      }
-      const outcome = await attempt(binding, one.delivery, closed, shared);
+      const opened = { ...before, open: { at: now(), host: shared.host, alone } };
+      const ms = clock.budget.abandonAt - now();
+      one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, opened, ms);
+    } catch (error) {
+      running -= 1;
+      tally.trouble(textOf(error));
+      return leave(one, returned(before, troubleMs));
+    }
+    running -= 1;
+    start(one, before);
+  }
+
+  function start(one: Held, before: Attempts): void {
+    leases.check(one);
+    if (one.lost) {
+      leave(one, returned(before));
+      return;
+    }
+    running += 1;
+    const started = now();
+    const outcome = attempt(binding, one.delivery, before, shared);
+    if (outcome instanceof Promise) void outcome.then(ended);
+    else ended(outcome);
+
+    function ended(outcome: Outcome): void {
+      running -= 1;
       const took = now() - started;
       handlerMs = handlerMs === undefined ? took : handlerMs * 0.9 + took * 0.1;
-      return outcome;
-    } finally {
-      running -= 1;
+      leave(one, outcome);
     }
   }
 
   /** Settles a delivery, whatever comes of it, and lets go of it. */
-  async function leave(one: Held, outcome: Outcome): Promise<void> {
+  function leave(one: Held, outcome: Outcome): void {
+    one.settling = true;
     settling += 1;
-    if (!stopped) next();
+    if (!stopped) startNext();
     tell();
-    if (lapsed(one)) lose(one);
-    const asked = now();
-    try {
-      const settled = await settle(binding, one, outcome, shared, confirm);
-      if (outcome.settlement.kind === "ack") clock.learn(now() - asked);
-      tally.count(one, settled);
-    } catch (error) {
-      tally.unconfirmed(one, outcome, error);
+    leases.check(one);
+    if (isAcknowledged(outcome) && one.source === "own" && !one.entry) {
+      acknowledge(one, outcome);
+      return;
     }
+    settle(binding, one, outcome, shared, confirmation).then(
+      (settled) => {
+        tally.count(one, settled);
+        gone(one, isFinal(settled));
+      },
+      (error) => unsettled(one, outcome, error),
+    );
+  }
+
+  /** What most deliveries come to: nothing to do but to acknowledge them, together with others. */
+  function acknowledge(one: Held, outcome: Outcome): void {
+    const asked = now();
+    const confirmed = confirmation.settle(one.ackSubject, ACK, clock.budget.settleBy);
+    const others = acknowledged.get(confirmed);
+    if (others) {
+      others.push(one);
+      return;
+    }
+    const all = [one];
+    acknowledged.set(confirmed, all);
+    void confirmed
+      .then(
+        () => {
+          clock.learn(now() - asked);
+          tally.acknowledged(all.length);
+          for (const one of all) gone(one, true);
+        },
+        (error) => {
+          for (const one of all) unsettled(one, outcome, error);
+        },
+      )
+      .finally(() => acknowledged.delete(confirmed));
+  }
+
+  function unsettled(one: Held, outcome: Outcome, error: unknown): void {
+    tally.unconfirmed(one, outcome, error);
+    gone(one, false);
+  }
+
+  function gone(one: Held, forGood: boolean): void {
     settling -= 1;
     bytes -= one.bytes;
     held.delete(one.key);
+    if (one.inside) gate.leave();
+    if (one.next && !forGood) hand.take(one.source, one.next);
     tell();
-  }
-
-  function beat(): void {
-    for (const one of held.values()) {
-      if (lapsed(one)) lose(one);
-      if (one.lost) continue;
-      try {
-        connection.publish(one.ackSubject, "+WPI");
-        one.heardAt = now();
-      } catch {
-        return; // the connection is closed, which the settlements will tell
-      }
-    }
-  }
-
-  /** Whether this function was frozen, or busy with itself, for longer than the server waits for a word. */
-  function lapsed(one: Held): boolean {
-    return !one.lost && now() - one.heardAt > consumer.ackWaitMs;
-  }
-
-  function lose(one: Held): void {
-    one.lost = true;
-    tally.leaseLost(one);
   }
 }
 
 const troubleMs = 1_000;
+
+function isFinal({ settlement }: Outcome): boolean {
+  return settlement.kind === "ack" || settlement.kind === "dead-letter";
+}
 
 function returned(attempts: Attempts, delayMs = 0): Outcome {
   return { settlement: { kind: "return", delayMs }, attempts };

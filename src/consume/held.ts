@@ -4,7 +4,7 @@ import type { Source } from "./source.ts";
 
 /** A delivery in hand. */
 export interface Held {
-  readonly key: string;
+  readonly key: number | string;
   readonly bytes: number;
   readonly source: Source["kind"];
   /** What it stands for. */
@@ -15,6 +15,15 @@ export interface Held {
   heardAt: number;
   /** Whether the server may have handed it to someone else meanwhile. */
   lost: boolean;
+  /** Whether the report counts it: not so for a parked copy that only waits. */
+  counted: boolean;
+  /** Whether it is inside the gate, which it leaves when it is settled. */
+  inside: boolean;
+  settling: boolean;
+  /** What came again while it was being settled, as after a retry without a delay. */
+  next?: Delivery;
   /** What the ledger has on it, where it was asked. */
   entry?: Entry;
+  /** Of a parked copy, where the delivery that it was made of is acknowledged. */
+  originAck?: string;
 }

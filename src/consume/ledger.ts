@@ -8,18 +8,16 @@ import { within } from "../nats/within.ts";
 
 /** What is known of the attempts at a message. */
 export interface Attempts {
-  /** How often a handler was started for it. */
+  /** How often a handler was started for it, as far as that is certain: the start failed, or its function died of it alone. */
   readonly started: number;
   /** These starts, or the latest of them. */
   readonly starts: readonly Start[];
-  /** Whether the last start is still going on, or its function died: `"alone"` where no other handler ran beside it. */
-  readonly open?: "in-company" | "alone";
+  /** A start that is still going on, or whose function died; `alone` where no other handler ran beside it. */
+  readonly open?: Start & { readonly alone: boolean };
   /** It is to be dead-lettered, which was refused so far. */
-  readonly verdict?: DeadLetterReason;
+  readonly verdict?: { readonly reason: DeadLetterReason; readonly error: string };
   /** Its retry is parked until then, in epoch milliseconds. */
   readonly parkedUntil?: number;
-  /** It left for good, by another delivery than this one. */
-  readonly done?: true;
 }
 
 /** What is known, as of a revision of the ledger; revision 0 for nothing. */
@@ -29,9 +27,9 @@ export interface Entry {
 }
 
 /**
- * The attempts at messages that did not simply succeed, in a stream: one small record for each, written before a start
- * that is not the first and after one that failed. It is what makes attempts exact where the server only counts
- * deliveries. Every call is one round trip.
+ * The attempts at messages that did not simply succeed, in a stream: one small record for each, written when a delivery is
+ * handed back, after a start that failed, and before a start that is not the first. It makes attempts exact where the
+ * server only counts deliveries. Every call is one round trip.
  * @throws SortieError `stream-missing`, `stream-refused`, `ledger-conflict`, `timed-out` or `connection-lost`.
  */
 export interface Ledger {

@@ -29,7 +29,7 @@ export type MessageOf<S extends Subjects, Filter extends string> = {
 }[Filtered<S, Filter>];
 
 /** Decodes and validates; `attempt` is the number of the start that it is read for. Throws what `unreadable` understands. */
-export async function read(delivery: Delivery, consumer: ConsumerDefinition, attempt: number): Promise<Message> {
+export function read(delivery: Delivery, consumer: ConsumerDefinition, attempt: number): Message | Promise<Message> {
   const { subject, data, stream, sequence } = delivery;
   const schema = schemaOf(consumer.stream, subject);
   if (!schema)
@@ -38,16 +38,21 @@ export async function read(delivery: Delivery, consumer: ConsumerDefinition, att
       `Stream "${consumer.stream.name}" is defined without a schema for "${subject}"`,
     );
   const headers = new Map(delivery.headers().toReversed()); // of a name that comes twice, the first
-  return {
-    subject,
-    data: await validate(subject, schema, decode(subject, data)),
-    id: headers.get("Nats-Msg-Id") ?? headers.get(idHeader) ?? `${stream}.${sequence}`,
-    attempt,
-    stream,
-    sequence,
-    publishedAt: storedAt(delivery),
-    headers,
-  };
+  const valid = validate(subject, schema, decode(subject, data));
+  return valid instanceof Promise ? valid.then(messageWith) : messageWith(valid);
+
+  function messageWith(value: unknown): Message {
+    return {
+      subject,
+      data: value,
+      id: headers.get("Nats-Msg-Id") ?? headers.get(idHeader) ?? `${stream}.${sequence}`,
+      attempt,
+      stream,
+      sequence,
+      publishedAt: storedAt(delivery),
+      headers,
+    };
+  }
 }
 
 /** Why a message can never be read, or undefined where the error may pass (a schema that asks elsewhere). */

@@ -1,84 +1,80 @@
-import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
-import type { Connection } from "../nats/connection.ts";
 import { type Delivery, derivedId } from "../nats/delivery.ts";
 import { assertId, correlationHeader, type Headers, type Outgoing, prepare, streamFor } from "../publish/outgoing.ts";
 import { publish } from "../publish/publish.ts";
 import { assertSchedules, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
+import type { Circumstances } from "./circumstances.ts";
 import type { Message } from "./message.ts";
 
 const traceHeaders = ["traceparent", "tracestate"]; // W3C Trace Context
 
-/** What a handler wants published: checked at once, sent when the handler has succeeded, confirmed before its message is acknowledged. */
-export interface Outbox {
-  /** How many messages it holds. */
-  readonly size: number;
-  publish(subject: string, data: unknown, options?: { id?: string }): Promise<void>;
-  schedule(subject: string, data: unknown, options: ScheduleOptions): Promise<void>;
-  /** Publishes everything. Throws the first refusal, of a payload or of the server. */
-  flush(ms: number): Promise<void>;
-  /** Refuses whatever a handler that was left behind still wants. */
-  close(): void;
-}
-
 /**
- * Ids are derived from the delivery and the order of the calls, so that what a redelivery publishes again is stored once.
- * What is published belongs to the message: it carries its correlation id, or its own id where it has none, and its trace.
+ * What a handler wants published: checked at once, sent when the handler has succeeded, confirmed before its message is
+ * acknowledged. Ids are derived from the delivery and the order of the calls, so that what a redelivery publishes again is
+ * stored once. What is published belongs to the message: it carries its correlation id, or its own id where it has none,
+ * and its trace.
  */
-export function createOutbox(
-  connection: Connection,
-  streams: readonly StreamDefinition[],
-  delivery: Delivery,
-  message: Message,
-  now: () => number,
-): Outbox {
-  const headers: Headers = [
-    [correlationHeader, visible(message.headers.get(correlationHeader) ?? message.id)],
-    ...traceHeaders.flatMap((name) => {
-      const value = message.headers.get(name);
-      return value ? [[name, visible(value)] as const] : [];
-    }),
-  ];
-  const prepared: Promise<Outgoing>[] = [];
-  const ordinals = new Map<string, number>(); // by subject: a handler may call in another order the next time
-  let closed = false;
+export class Outbox {
+  readonly #shared: Pick<Circumstances, "connection" | "streams" | "clock">;
+  readonly #delivery: Delivery;
+  readonly #message: Message;
+  // made when they are first needed: many handlers publish nothing
+  #prepared: Promise<Outgoing>[] | undefined;
+  #ordinals: Map<string, number> | undefined; // by subject: a handler may call in another order the next time
+  #closed = false;
 
-  function add(what: string, make: (id: string) => Promise<Outgoing>): Promise<void> {
-    const ordinal = ordinals.get(what) ?? 0;
-    ordinals.set(what, ordinal + 1);
-    const outgoing = closed ? Promise.reject(tooLate()) : make(derivedId(delivery, `${what}.${ordinal}`));
-    if (!closed) prepared.push(outgoing);
+  constructor(shared: Pick<Circumstances, "connection" | "streams" | "clock">, delivery: Delivery, message: Message) {
+    this.#shared = shared;
+    this.#delivery = delivery;
+    this.#message = message;
+  }
+
+  /** How many messages it holds. */
+  get size(): number {
+    return this.#prepared?.length ?? 0;
+  }
+
+  // handlers take these two out of their context
+
+  readonly publish = (subject: string, data: unknown, options?: { id?: string }): Promise<void> =>
+    this.#add(subject, async (id, headers) => {
+      if (options?.id !== undefined) assertId(options.id, `A message for "${subject}"`);
+      return { ...(await prepare(this.#shared.streams, subject, data)), id: options?.id ?? id, headers };
+    });
+
+  readonly schedule = (subject: string, data: unknown, options: ScheduleOptions): Promise<void> =>
+    this.#add(`schedule ${subject}`, async (id, headers) => {
+      const { connection, streams, clock } = this.#shared;
+      assertSchedules(connection, subject);
+      const outgoing = await prepare(streams, subject, data);
+      const named = { ...options, id: options.id ?? id };
+      const schedule = scheduled(outgoing, streamFor(streams, subject), named, clock.now());
+      return { ...schedule.outgoing, id, headers: [...(schedule.outgoing.headers ?? []), ...headers] };
+    });
+
+  /** Publishes everything. Throws the first refusal, of a payload or of the server. */
+  async flush(ms: number): Promise<void> {
+    const outgoing = await Promise.all(this.#prepared ?? []);
+    await Promise.all(outgoing.map((each) => publish(this.#shared.connection, each, ms)));
+  }
+
+  /** Refuses whatever a handler that was left behind still wants. */
+  close(): void {
+    this.#closed = true;
+  }
+
+  #add(what: string, make: (id: string, headers: Headers) => Promise<Outgoing>): Promise<void> {
+    this.#prepared ??= [];
+    this.#ordinals ??= new Map();
+    const ordinal = this.#ordinals.get(what) ?? 0;
+    this.#ordinals.set(what, ordinal + 1);
+    const id = derivedId(this.#delivery, `${what}.${ordinal}`);
+    const outgoing = this.#closed ? Promise.reject(tooLate()) : make(id, belongingTo(this.#message));
+    if (!this.#closed) this.#prepared.push(outgoing);
     const told = outgoing.then(() => {});
     told.catch(() => {}); // flush tells as well: a handler need not wait for each
     return told;
   }
-
-  return {
-    get size() {
-      return prepared.length;
-    },
-    publish(subject, data, options) {
-      return add(subject, async (id) => {
-        if (options?.id !== undefined) assertId(options.id, `A message for "${subject}"`);
-        return { ...(await prepare(streams, subject, data)), id: options?.id ?? id, headers };
-      });
-    },
-    schedule(subject, data, options) {
-      return add(`schedule ${subject}`, async (id) => {
-        assertSchedules(connection, subject);
-        const outgoing = await prepare(streams, subject, data);
-        const schedule = scheduled(outgoing, streamFor(streams, subject), { ...options, id: options.id ?? id }, now());
-        return { ...schedule.outgoing, id, headers: [...(schedule.outgoing.headers ?? []), ...headers] };
-      });
-    },
-    async flush(ms) {
-      const outgoing = await Promise.all(prepared);
-      await Promise.all(outgoing.map((each) => publish(connection, each, ms)));
-    },
-    close() {
-      closed = true;
-    },
-  };
 }
 
 function tooLate(): SortieError {
@@ -86,6 +82,17 @@ function tooLate(): SortieError {
     "timed-out",
     "The handler has ended, or its time is over: nothing is published for it any more",
   );
+}
+
+/** The headers of what belongs to a message. */
+function belongingTo({ headers, id }: Message): Headers {
+  return [
+    [correlationHeader, visible(headers.get(correlationHeader) ?? id)],
+    ...traceHeaders.flatMap((name) => {
+      const value = headers.get(name);
+      return value ? [[name, visible(value)] as const] : [];
+    }),
+  ];
 }
 
 /** What a header can carry of a text that someone else has written. */

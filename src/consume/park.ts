@@ -7,7 +7,11 @@ import { publish } from "../publish/publish.ts";
 import { idHeader } from "../schedule/schedule.ts";
 
 /** The headers that say what a parked copy stands for, beside those of the message itself. */
-export const parkedHeaders = { subject: "Sortie-Subject", until: "Sortie-Parked-Until" } as const;
+export const parkedHeaders = {
+  subject: "Sortie-Subject",
+  until: "Sortie-Parked-Until",
+  ack: "Sortie-Parked-Ack",
+} as const;
 
 /**
  * Puts a copy of a message where its retry waits without a place in its consumer's `max_ack_pending`; one that is there
@@ -27,6 +31,7 @@ export async function park(
     ["Nats-Expected-Last-Subject-Sequence", "0"],
     [parkedHeaders.subject, delivery.subject],
     [parkedHeaders.until, `${until}`],
+    [parkedHeaders.ack, delivery.ackSubject],
     ...(messageId ? [[idHeader, messageId] as const] : []),
     ...own.filter(([header]) => !/^Nats-/i.test(header)),
   ];

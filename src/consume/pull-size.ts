@@ -4,7 +4,7 @@ export interface InHand {
   /** The most messages, and bytes, to have in hand. */
   readonly most: number;
   readonly mostBytes: number;
-  /** What is in hand now: messages that are handled or wait for a handler, and the bytes of all that is not gone. */
+  /** What is in hand or on its way: messages that are handled or will be, and the bytes of all that is not gone. */
   readonly messages: number;
   readonly bytes: number;
   /** How long a handler takes, in milliseconds; undefined as long as none has ended. */
@@ -21,16 +21,16 @@ export interface InHand {
  */
 export function planPull(hand: InHand): { messages: number; bytes: number } {
   const { concurrency, handlerMs, flightMs, leftMs, most } = hand;
-  const bytes = hand.mostBytes - hand.bytes;
-  const none = { messages: 0, bytes: 0 };
-  if (bytes <= 0 || leftMs <= 0) return none;
-  const start = Math.min(concurrency, most);
-  if (handlerMs === undefined) return { messages: Math.max(0, start - hand.messages), bytes };
-  const perMs = concurrency / Math.max(handlerMs, 0.001);
-  const finishable = Math.floor((perMs * leftMs) / 1.5); // some take longer than the others
-  const wanted = Math.min(most, finishable, concurrency + Math.ceil(perMs * Math.max(2 * flightMs, 5)));
+  let wanted = Math.min(concurrency, most);
+  let perFlight = 1;
+  if (handlerMs !== undefined) {
+    const perMs = concurrency / Math.max(handlerMs, 0.001);
+    const finishable = Math.floor((perMs * Math.max(0, leftMs)) / 1.5); // some take longer than the others
+    perFlight = Math.ceil(perMs * Math.max(2 * flightMs, 5));
+    wanted = Math.min(most, finishable, concurrency + perFlight);
+  }
   // several at once: asking for each place as it becomes free would be a round trip for each
-  const ahead = Math.max(1, Math.ceil((wanted - start) / 2));
-  const room = wanted - hand.messages;
-  return room >= Math.min(ahead, wanted) && room > 0 ? { messages: room, bytes } : none;
+  const againAt = wanted - Math.ceil(Math.min(wanted, perFlight) / 2);
+  const bytes = hand.mostBytes - hand.bytes;
+  return { messages: bytes > 0 && hand.messages <= againAt ? wanted - hand.messages : 0, bytes };
 }

@@ -1,12 +1,13 @@
 import { SortieError, textOf } from "../errors.ts";
 import { openPuller } from "../nats/pull.ts";
+import { pause } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
 import { planPull } from "./pull-size.ts";
 import type { ConsumerReport } from "./report.ts";
 import { type Source, sourcesOf } from "./source.ts";
-import { openTally, type Tally } from "./tally.ts";
+import { openTally } from "./tally.ts";
 
 /** How long to go on asking for what cannot be asked for at the moment, as while a consumer has no leader. */
 const againForMs = 10_000;
@@ -19,7 +20,7 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   const tally = openTally(binding, shared.log);
   const { report } = tally;
   const hand = openHand(binding, shared, tally);
-  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, tally, shared));
+  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, shared));
   const ends = await Promise.allSettled(pulls);
   await hand.emptied();
   for (const end of ends) if (end.status === "rejected") tally.trouble(textOf(end.reason));
@@ -32,57 +33,71 @@ async function pullFrom(
   source: Source,
   { consumer }: Binding,
   hand: Hand,
-  { report }: Tally,
   { connection, clock, lingerMs }: Circumstances,
 ): Promise<"drained" | "budget"> {
   const { now, signal } = clock;
-  const puller = openPuller(connection, source, (delivery) => {
-    report.pulled += 1;
-    hand.take(source.kind, delivery);
-  });
+  const puller = openPuller(connection, source, (delivery) => hand.take(source.kind, delivery));
   const leftMs = () => clock.budget.stopAt - clock.slowestMs - now();
+  const { concurrency, batch: most, maxBytes: mostBytes } = consumer;
   let flightMs = 0;
+  let pulls = 0; // under way
+  let drained = false;
   let troubledAt: number | undefined;
-  try {
-    while (!signal.aborted && leftMs() > 0) {
-      const { messages, bytes: handBytes, handlerMs } = hand;
-      const asks = planPull({
-        concurrency: consumer.concurrency,
-        most: consumer.batch,
-        mostBytes: consumer.maxBytes,
-        messages,
-        bytes: handBytes,
-        handlerMs,
-        flightMs,
-        leftMs: leftMs(),
-      });
-      if (asks.messages === 0) {
-        if (messages === 0) break; // not even one would be finished
-        await hand.changed();
-        continue;
-      }
-      const asked = now();
-      const waitMs = Math.max(0, Math.min(lingerMs, leftMs() - 10));
-      const patienceMs = Math.min(2_500, clock.budget.publishBy - asked);
-      const end = await puller.pull({ batch: asks.messages, maxBytes: asks.bytes, waitMs, patienceMs });
+  let failure: { readonly error: unknown } | undefined;
+
+  function plan() {
+    const none = { messages: 0, bytes: 0 };
+    if (drained || (pulls > 0 && puller.pending <= puller.underWay)) return none; // what is there has been asked for
+    const messages = hand.messages + puller.underWay;
+    const { bytes, handlerMs } = hand;
+    return planPull({ concurrency, most, mostBytes, messages, bytes, handlerMs, flightMs, leftMs: leftMs() });
+  }
+
+  async function pull(batch: number, maxBytes: number): Promise<void> {
+    const asked = now();
+    const waitMs = Math.max(0, Math.min(lingerMs, leftMs() - 10));
+    const patienceMs = Math.min(2_500, clock.budget.publishBy - asked);
+    pulls += 1;
+    try {
+      const end = await puller.pull({ batch, maxBytes, waitMs, patienceMs });
       if (waitMs === 0) {
         flightMs = now() - asked;
         clock.learn(flightMs);
       }
-      if (end === "again") {
-        troubledAt ??= asked;
-        if (now() - troubledAt > againForMs) throw unavailable(source);
-        await new Promise((resolve) => setTimeout(resolve, Math.min(250, Math.max(0, leftMs()))));
-        continue;
-      }
-      troubledAt = undefined;
-      if (end !== "drained" || now() - asked + 10 < Math.min(lingerMs, leftMs())) continue;
-      if (hand.messages === 0) return lingerMs === Infinity ? "budget" : "drained";
-      // handlers still run: another look when the last of them has ended, in the flight that settles its message
-      while (hand.messages > 0) await hand.changed();
+      if (end === "drained") drained = now() - asked + 10 >= Math.min(lingerMs, leftMs());
+      troubledAt = end === "again" ? (troubledAt ?? asked) : undefined;
+    } catch (error) {
+      failure = { error };
+    } finally {
+      pulls -= 1;
     }
+  }
+
+  try {
+    while (!signal.aborted && leftMs() > 0) {
+      if (failure) throw failure.error;
+      if (troubledAt !== undefined) {
+        if (now() - troubledAt > againForMs) throw unavailable(source);
+        await pause(Math.min(250, leftMs()), "waiting to pull again");
+      }
+      const { messages, bytes } = plan();
+      const idle = () => pulls === 0 && hand.messages === 0;
+      if (messages > 0) {
+        void hand.during(pull(messages, bytes));
+      } else if (idle()) {
+        if (!drained) break; // not even one would be finished
+        return lingerMs === Infinity ? "budget" : "drained";
+      } else {
+        const before = pulls;
+        await hand.until(() => signal.aborted || pulls < before || idle() || plan().messages > 0);
+        // handlers still ran: another look when the last of them has ended, in the flight that settles its message
+        if (drained && before === 0) drained = false;
+      }
+    }
+    if (failure) throw failure.error;
     return "budget";
   } finally {
+    await hand.until(() => pulls === 0 || lingerMs > 0); // what is under way comes to us, and is handed back
     puller.close();
   }
 }

@@ -6,12 +6,11 @@ import { SortieError, textOf } from "../errors.ts";
 import { within } from "../nats/within.ts";
 import type { Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
-import type { Confirm } from "./confirm.ts";
+import { ACK, type Confirmation, TERM } from "./confirm.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
 import { park } from "./park.ts";
-import type { Settlement } from "./settlement.ts";
 
 /** How long to wait for one of the steps before the last, so that there is time for that one. */
 const stepMs = 5_000;
@@ -26,14 +25,14 @@ export interface Settled extends Outcome {
  * Carries out an outcome and waits for the server's word on it. What has failed is written down before the delivery is
  * handed back; a dead letter is stored before its delivery is terminated, which deletes the message from a work queue, and
  * where storing it is refused the message is retried.
- * @throws what `Confirm` throws: the message comes again after its ack-wait.
+ * @throws what `Confirmation` throws: the message comes again after its ack-wait.
  */
 export async function settle(
   { consumer }: Binding,
   held: Held,
   outcome: Outcome,
   { connection, clock, ledger, host }: Circumstances,
-  confirm: Confirm,
+  { settle: confirm }: Confirmation,
 ): Promise<Settled> {
   const { settlement } = outcome;
   if (held.lost && settlement.kind !== "ack") {
@@ -42,11 +41,10 @@ export async function settle(
   }
   switch (settlement.kind) {
     case "ack":
-      await leaveForGood("+ACK");
+      await leaveForGood(ACK);
       return outcome;
     case "return":
-      await confirm(held.ackSubject, nak(settlement.delayMs ?? 0), clock.budget.settleBy);
-      return outcome;
+      return handBack(settlement.delayMs ?? 0);
     case "retry":
       return retry(outcome, settlement.delayMs);
     case "dead-letter":
@@ -55,6 +53,16 @@ export async function settle(
 
   function left(): number {
     return Math.max(1, Math.min(stepMs, clock.budget.settleBy - clock.now()));
+  }
+
+  /** A first delivery says that it was not started, or the next one would be taken for a suspect. */
+  async function handBack(delayMs: number): Promise<Settled> {
+    const first = held.source === "own" && !held.delivery.again;
+    const [trouble] = await Promise.all([
+      first ? writtenDown(outcome.attempts) : undefined,
+      confirm(held.ackSubject, nak(delayMs), clock.budget.settleBy),
+    ]);
+    return { ...outcome, ...trouble };
   }
 
   async function retry(decided: Outcome, delayMs: number): Promise<Settled> {
@@ -67,7 +75,7 @@ export async function settle(
         const trouble = await writtenDown({ ...attempts, parkedUntil: until });
         if (trouble) throw new SortieError("stream-refused", trouble.trouble);
         await park(connection, consumer, held.delivery, until, left());
-        await confirm(held.ackSubject, "+ACK", clock.budget.settleBy);
+        await confirm(held.ackSubject, ACK, clock.budget.settleBy);
         return decided;
       } catch (error) {
         if (!(error instanceof SortieError) || error.code === "timed-out") throw error;
@@ -85,21 +93,22 @@ export async function settle(
       await storeDeadLetter(connection, held.delivery, consumer, story, left() / 2);
     } catch (refusal) {
       const delayMs = backoffMs(consumer.retry.backoff, Math.max(1, attempts.started), Math.random());
-      const kept: Settlement = { kind: "retry", delayMs };
-      return retry({ settlement: kept, error: refusal, attempts: { ...attempts, verdict: reason } }, delayMs);
+      const verdict = { reason, error: textOf(error) };
+      return retry(
+        { settlement: { kind: "retry", delayMs }, error: refusal, attempts: { ...attempts, verdict } },
+        delayMs,
+      );
     }
-    await leaveForGood("+TERM");
+    await leaveForGood(TERM);
     return outcome;
   }
 
   /** The delivery's last settlement, with which all that is kept of the message beside it goes as well. */
-  async function leaveForGood(settlement: "+ACK" | "+TERM"): Promise<void> {
+  async function leaveForGood(settlement: Uint8Array): Promise<void> {
     if (held.source === "exhausted" && consumer.stream.retention === "workqueue") await remove();
-    // one that was parked may come again from where it was, when nothing else would tell that it is over
-    if (held.source === "parked") await writtenDown({ ...noAttempts.attempts, done: true });
+    if (held.originAck) connection.publish(held.originAck, ACK); // it may not have been confirmed, and would come again
     await confirm(held.ackSubject, settlement, clock.budget.settleBy);
-    if (held.entry && held.entry.revision > 0 && held.source !== "parked")
-      await ledger.forget(held.entry, left()).catch(() => {}); // what is left of it goes with the stream's maxAge
+    if (held.entry && held.entry.revision > 0) await ledger.forget(held.entry, left()).catch(() => {}); // or its maxAge does
   }
 
   async function remove(): Promise<void> {
@@ -117,8 +126,15 @@ export async function settle(
     }
     try {
       const other = await ledger.read(held.delivery, left()); // started elsewhere as well: both count
-      const started = other.attempts.started + attempts.started - (held.entry?.attempts.started ?? 0);
-      held.entry = await ledger.write(held.delivery, other, { ...other.attempts, ...attempts, started }, left());
+      const more = attempts.started - (held.entry?.attempts.started ?? 0);
+      const started = other.attempts.started + more;
+      const starts = [...other.attempts.starts, ...attempts.starts.slice(attempts.starts.length - more)];
+      held.entry = await ledger.write(
+        held.delivery,
+        other,
+        { ...other.attempts, ...attempts, started, starts },
+        left(),
+      );
       return undefined;
     } catch (error) {
       return { trouble: textOf(error) };

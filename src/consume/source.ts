@@ -14,11 +14,14 @@ export interface Source {
   readonly bounded: boolean;
 }
 
-/** A delivery with what it stands for. */
-export interface Resolved {
+/** What a parked copy stands for. */
+interface Parked {
+  /** The delivery that it is a copy of. */
   readonly delivery: Delivery;
-  /** It is handed back until then, in epoch milliseconds. */
-  readonly notBefore?: number;
+  /** Where that delivery is acknowledged. */
+  readonly originAck: string;
+  /** When its retry is due, in epoch milliseconds. */
+  readonly notBefore: number;
 }
 
 export function sourcesOf(consumer: ConsumerDefinition): Source[] {
@@ -33,7 +36,7 @@ export function sourcesOf(consumer: ConsumerDefinition): Source[] {
 }
 
 /** A parked copy as the delivery that it was. */
-export function resolveParked(consumer: ConsumerDefinition, copy: Delivery): Resolved {
+export function resolveParked(consumer: ConsumerDefinition, copy: Delivery): Parked {
   const [, , , , sequence = "", storedNs = ""] = copy.subject.split(".");
   const headers = copy.headers();
   const value = (name: string) => headers.find(([header]) => header === name)?.[1];
@@ -50,6 +53,7 @@ export function resolveParked(consumer: ConsumerDefinition, copy: Delivery): Res
       again: true,
     },
     notBefore: Number(value(parkedHeaders.until)),
+    originAck: value(parkedHeaders.ack) ?? "",
   };
 }
 
@@ -59,7 +63,7 @@ export async function resolveExhausted(
   consumer: ConsumerDefinition,
   advisory: Delivery,
   ms: number,
-): Promise<Resolved | undefined> {
+): Promise<Delivery | undefined> {
   const { stream_seq: seq } = JSON.parse(new TextDecoder().decode(advisory.data)) as { stream_seq: number };
   const subject = `$JS.API.STREAM.MSG.GET.${consumer.stream.name}`;
   const got = connection.request(subject, JSON.stringify({ seq }), { timeout: Math.max(1, ms) });
@@ -71,17 +75,15 @@ export async function resolveExhausted(
   if (!message) throw new Error(`reading message ${seq} of stream "${consumer.stream.name}": ${error?.description}`);
   const headers = headersIn(bytesOf(message.hdrs));
   return {
-    delivery: {
-      ...advisory,
-      subject: message.subject,
-      data: bytesOf(message.data),
-      headers: () => headers,
-      stream: consumer.stream.name,
-      consumer: consumer.name,
-      sequence: message.seq,
-      storedNs: nanosecondsOf(message.time),
-      again: true,
-    },
+    ...advisory,
+    subject: message.subject,
+    data: bytesOf(message.data),
+    headers: () => headers,
+    stream: consumer.stream.name,
+    consumer: consumer.name,
+    sequence: message.seq,
+    storedNs: nanosecondsOf(message.time),
+    again: true,
   };
 }
 

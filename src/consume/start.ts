@@ -1,27 +1,41 @@
-import type { DeadLetterReason } from "../dead-letter/story.ts";
-import type { Attempts } from "./ledger.ts";
+import type { Outcome } from "./attempt.ts";
+import type { Attempts, Entry } from "./ledger.ts";
 
-/** What is to be done with a message that may have been started before. */
+/** What is to be done with a message that was delivered before: start its handler, or leave as it was decided already. */
 export type Beginning =
-  | { readonly kind: "start"; readonly attempt: number; readonly alone: boolean }
-  | { readonly kind: "dead-letter"; readonly reason: DeadLetterReason }
-  /** It left already, by another delivery. */
-  | { readonly kind: "done" }
-  /** It waits where its retry is parked. */
-  | { readonly kind: "parked"; readonly until: number };
+  | { readonly kind: "start"; readonly alone: boolean; readonly attempts: Attempts }
+  | { readonly kind: "leave"; readonly outcome: Outcome };
 
 /**
- * Decides by what is known of a message's attempts. One whose last start was never heard of again is a suspect: its
- * function may have died of it, or of a neighbour. It is started alone, and condemned only if its function dies then too
- * and `most` attempts have been made.
+ * Decides by what is known of a message's attempts. One of which nothing is known, or whose last start was never heard of
+ * again, is a suspect: its function may have died of it, or of a neighbour. A suspect is started alone, and only a death
+ * that it died alone counts as an attempt.
  */
-export function decideStart(attempts: Attempts, most: number, isParkedCopy: boolean): Beginning {
-  const { started, open, verdict } = attempts;
-  if (attempts.done) return { kind: "done" };
-  if (attempts.parkedUntil !== undefined && !isParkedCopy) return { kind: "parked", until: attempts.parkedUntil };
-  if (verdict) return { kind: "dead-letter", reason: verdict };
-  if (started >= most && open !== "in-company") {
-    return { kind: "dead-letter", reason: open === "alone" ? "function-died" : "attempts-exhausted" };
+export function decideStart(
+  { attempts: found, revision }: Entry,
+  { most, isParkedCopy, now }: { most: number; isParkedCopy: boolean; now: number },
+): Beginning {
+  const { open, ...ended } = found;
+  const died = open?.alone === true;
+  const attempts: Attempts = died
+    ? { ...ended, started: ended.started + 1, starts: [...ended.starts, { at: open.at, host: open.host }] }
+    : ended;
+  const { started, starts, parkedUntil, verdict } = attempts;
+  if (parkedUntil !== undefined && !isParkedCopy) {
+    const delayMs = Math.max(0, parkedUntil - now);
+    return {
+      kind: "leave",
+      outcome: { settlement: { kind: "retry", delayMs }, error: "its retry is parked", attempts },
+    };
   }
-  return { kind: "start", attempt: started + 1, alone: open !== undefined };
+  if (verdict) {
+    const { reason, error } = verdict;
+    return { kind: "leave", outcome: { settlement: { kind: "dead-letter", reason }, error, attempts } };
+  }
+  if (started >= most) {
+    const reason = died ? "function-died" : "attempts-exhausted";
+    const error = died ? `its function died, the last time with this message alone in hand` : starts.at(-1)?.error;
+    return { kind: "leave", outcome: { settlement: { kind: "dead-letter", reason }, error, attempts } };
+  }
+  return { kind: "start", alone: revision === 0 || open !== undefined, attempts };
 }

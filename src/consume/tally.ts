@@ -8,6 +8,9 @@ import type { Settled } from "./settle.ts";
 /** Keeps a consumer's report, and tells of every message that did not simply succeed. */
 export interface Tally {
   readonly report: ConsumerReport;
+  pulled(one: Held): void;
+  /** Of messages that simply succeeded. */
+  acknowledged(messages: number): void;
   count(one: Held, settled: Settled): void;
   unconfirmed(one: Held, outcome: Outcome, error: unknown): void;
   leaseLost(one: Held): void;
@@ -31,9 +34,16 @@ export function openTally({ consumer }: Binding, log: (event: InvocationEvent) =
   };
   return {
     report,
+    pulled(one) {
+      one.counted = true;
+      report.pulled += 1;
+    },
+    acknowledged(messages) {
+      report.acked += messages;
+    },
     count(one, { settlement, error, attempts, trouble: beside }) {
       if (beside) trouble(beside);
-      if (one.lost && settlement.kind !== "ack") return;
+      if (!one.counted || (one.lost && settlement.kind !== "ack")) return;
       const about = () => aboutOf(one, attempts.started);
       switch (settlement.kind) {
         case "ack":

@@ -140,6 +140,8 @@ export function defineStream<const S extends Subjects = Record<never, never>>(
 
 /** The schema of a literal subject, or undefined where the stream has none for it. */
 export function schemaOf(stream: StreamDefinition, subject: string): Schema | undefined {
-  const pattern = Object.keys(stream.schemas).find((pattern) => covers(pattern, subject));
-  return pattern === undefined ? undefined : stream.schemas[pattern];
+  const { schemas } = stream;
+  if (Object.hasOwn(schemas, subject)) return schemas[subject];
+  const pattern = Object.keys(schemas).find((pattern) => covers(pattern, subject));
+  return pattern === undefined ? undefined : schemas[pattern];
 }

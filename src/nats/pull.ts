@@ -23,16 +23,30 @@ type PullEnd = "more" | "drained" | "again";
 
 export interface Puller {
   /**
-   * Asks for deliveries, and answers when the last of them has been handed over.
+   * Asks for deliveries, also while others are under way, and answers when the last of them has been handed over.
    * @throws SortieError `consumer-missing`, `stream-refused`, `connection-lost` or `timed-out`.
    */
   pull(request: PullRequest): Promise<PullEnd>;
+  /** How many deliveries have been asked for and have not come yet. */
+  readonly underWay: number;
+  /** How many more messages wait on the consumer, as the last delivery said. */
+  readonly pending: number;
   /** Gives up what is still being asked for. */
   close(): void;
 }
 
 /** How one request ended; `lapsed`: its time was over before it was given anything; `limited`: by a limit that is known now. */
 type RequestEnd = PullEnd | "lapsed" | "limited" | "gone" | SortieError;
+
+/** A request that has not ended. */
+interface Request {
+  readonly subject: string;
+  readonly batch: number;
+  received: number;
+  /** Told of every word of the server, heartbeats included. */
+  heard?(): void;
+  end(end: RequestEnd): void;
+}
 
 const heartbeatMs = 5_000;
 
@@ -52,48 +66,68 @@ export function openPuller(
   const subjectOfPulls = `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`;
   const limits = { batch: Infinity, expiresMs: Infinity, maxBytes: Infinity }; // of the consumer, learnt when they are hit
   let pulls = 0;
-  let pending = 0; // on the consumer, behind the last delivery
-  let current:
-    | { subject: string; batch: number; received: number; heard(): void; end(end: RequestEnd): void }
-    | undefined;
+  let pending = 0;
+  // the server tells whose a status is, but not whose a delivery is: the oldest one's, as far as the count goes
+  const open: Request[] = [];
 
   const subscription = connection.subscribe(`${prefix}.*`, {
     callback: (error, message) => {
       const delivery = error ? undefined : deliveryOf(message);
-      current?.heard();
+      const oldest = open[0];
+      oldest?.heard?.();
       if (delivery) {
         pending = delivery.pending;
+        if (oldest) {
+          oldest.received += 1;
+          if (oldest.received === oldest.batch) oldest.end("more");
+        }
         onDelivery(delivery);
-        if (!current) return;
-        current.received += 1;
-        if (current.received === current.batch) current.end("more");
-      } else if (current && (error || message.subject === current.subject)) {
-        const end = error ? lost(error.message) : statusOf(message, current.received, what, limits);
-        if (end) current.end(end);
+      } else {
+        const meant = open.find(({ subject }) => subject === message.subject) ?? oldest;
+        const end = error ? lost(error.message) : statusOf(message, meant?.received ?? 0, what, limits);
+        if (end) meant?.end(end);
       }
     },
   });
-  void connection.closed().then((error) => current?.end(lost(error ? textOf(error) : "the connection was closed")));
+  void connection.closed().then((error) => {
+    for (const request of [...open]) request.end(lost(error ? textOf(error) : "the connection was closed"));
+  });
 
   function lost(reason: string): SortieError {
     return new SortieError("connection-lost", `${what}: ${reason}`);
   }
 
-  function ask(request: { batch: number; maxBytes?: number; expiresMs?: number; wait?: boolean }, patienceMs: number) {
-    const { batch, maxBytes, expiresMs = 0, wait = false } = request;
+  function ask(
+    asked: { batch: number; maxBytes?: number; expiresMs?: number; wait?: boolean },
+    patienceMs: number,
+  ): Promise<RequestEnd> {
+    const { batch, maxBytes, expiresMs = 0, wait = false } = asked;
     pulls += 1;
     const subject = `${prefix}.${pulls}`;
     const beats = wait && expiresMs >= 2 * heartbeatMs;
     const silenceMs = beats ? 2.5 * heartbeatMs : expiresMs + patienceMs;
-    const silence = new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(silenceMs)} ms`);
-    let timer: ReturnType<typeof setTimeout> | undefined;
+    const silent = () =>
+      new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(silenceMs)} ms`);
     return new Promise<RequestEnd>((resolve) => {
-      const watch = () => {
-        clearTimeout(timer);
-        timer = setTimeout(() => resolve(silence), silenceMs);
+      const watch = () => setTimeout(() => request.end(silent()), silenceMs);
+      let timer = watch();
+      const request: Request = {
+        subject,
+        batch,
+        received: 0,
+        end(end) {
+          clearTimeout(timer);
+          open.splice(open.indexOf(request), 1);
+          resolve(end);
+        },
+        ...(beats && {
+          heard() {
+            clearTimeout(timer);
+            timer = watch();
+          },
+        }),
       };
-      watch();
-      current = { subject, batch, received: 0, heard: beats ? watch : () => {}, end: resolve };
+      open.push(request);
       const body = {
         batch,
         ...(!wait && { no_wait: true }),
@@ -102,13 +136,10 @@ export function openPuller(
         ...(maxBytes && { max_bytes: maxBytes }),
       };
       connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
-    }).finally(() => {
-      clearTimeout(timer);
-      current = undefined;
     });
   }
 
-  async function request({ batch, maxBytes, waitMs, patienceMs }: PullRequest): Promise<RequestEnd> {
+  async function ended({ batch, maxBytes, waitMs, patienceMs }: PullRequest): Promise<RequestEnd> {
     const limited = { batch: Math.min(batch, limits.batch), maxBytes: Math.min(maxBytes, limits.maxBytes) };
     if (waitMs > 0) return ask({ ...limited, expiresMs: Math.min(waitMs, limits.expiresMs), wait: true }, patienceMs);
     const end = await ask({ ...limited, expiresMs: bounded ? 3 : 0 }, patienceMs * 0.8);
@@ -117,8 +148,8 @@ export function openPuller(
 
   return {
     async pull(asked) {
-      let end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", request(asked));
-      if (end === "limited") end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", request(asked));
+      let end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", ended(asked));
+      if (end === "limited") end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", ended(asked));
       if (end === "limited") return "again";
       if (end === "lapsed") return "drained";
       if (end === "gone" || (end instanceof SortieError && end.code === "timed-out")) {
@@ -127,6 +158,12 @@ export function openPuller(
       }
       if (end instanceof SortieError) throw end;
       return end;
+    },
+    get underWay() {
+      return open.reduce((sum, { batch, received }) => sum + batch - received, 0);
+    },
+    get pending() {
+      return pending;
     },
     close: () => subscription.unsubscribe(),
   };
@@ -148,6 +185,7 @@ function statusOf(
     case 404:
       return "drained";
     case 408: // its time was over: with nothing to give, or in the middle of handing out
+      if (/requests pending/i.test(description)) return "drained"; // what is there was asked for before
       return received > 0 ? "more" : "lapsed";
     case 409:
       if (limit) return learn(limit[1] ?? "", limit[2] ?? "", limits);

@@ -3,9 +3,13 @@ import { SortieError } from "../errors.ts";
 /**
  * Every wait of an invocation for something outside of it is a point where it may be killed, frozen or cut off. A test
  * sets `reached` to be told of each, before the wait and after it.
- * @internal
  */
 export const crashPoints: { reached?: (point: string, phase: "before" | "after") => void } = {};
+
+/** Waits that long, for better times. */
+export function pause(ms: number, what: string): Promise<void> {
+  return within(ms + 60_000, what, new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))));
+}
 
 /**
  * Waits for `promise`, but no longer than `ms`: the NATS client's own promises can stay pending for ever.

@@ -1,0 +1,47 @@
+import type { Circumstances } from "./circumstances.ts";
+import type { Held } from "./held.ts";
+import type { Tally } from "./tally.ts";
+
+/** Keeps the server told that deliveries are being worked on, and notices where it may have given up waiting. */
+export interface Leases {
+  /** Notes, and tells, whether a delivery's lease has lapsed: the function was frozen, or busy with itself, for too long. */
+  check(one: Held): void;
+  /** A newer delivery of the same message has come to us. */
+  renew(one: Held, ackSubject: string): void;
+  end(): void;
+}
+
+export function keepLeases(
+  held: ReadonlyMap<unknown, Held>,
+  ackWaitMs: number,
+  { connection, clock: { now } }: Circumstances,
+  tally: Tally,
+): Leases {
+  const heartbeat = setInterval(() => {
+    for (const one of held.values()) {
+      check(one);
+      if (one.lost) continue;
+      try {
+        connection.publish(one.ackSubject, "+WPI");
+        one.heardAt = now();
+      } catch {
+        return; // the connection is closed, which the settlements will tell
+      }
+    }
+  }, ackWaitMs / 2);
+
+  function check(one: Held): void {
+    if (one.lost || now() - one.heardAt <= ackWaitMs) return;
+    one.lost = true;
+    tally.leaseLost(one);
+  }
+
+  return {
+    check,
+    renew(one, ackSubject) {
+      if (!one.lost) tally.leaseLost(one);
+      Object.assign(one, { ackSubject, heardAt: now(), lost: false });
+    },
+    end: () => clearInterval(heartbeat),
+  };
+}
