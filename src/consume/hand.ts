@@ -1,4 +1,5 @@
 import { textOf } from "../errors.ts";
+import { onClosed } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { attempt, isAcknowledged, type Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
@@ -53,7 +54,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   gate.onOpen(startNext);
   clock.signal.addEventListener("abort", stop);
   if (clock.signal.aborted) stop();
-  void connection.closed().then(stop); // nothing could be settled any more
+  const listens = onClosed(connection, stop); // nothing could be settled any more
 
   const hand: Hand = {
     take(source, delivery) {
@@ -91,6 +92,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     async emptied() {
       await hand.until(() => held.size === 0);
       leases.end();
+      listens();
     },
   };
   return hand;

@@ -1,6 +1,6 @@
 import type { StreamDefinition } from "../define/stream.ts";
 import { type Duration, toMs } from "../duration.ts";
-import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
+import { assertLoggedIn, type Connection, disconnect as closeAtOnce } from "../nats/connection.ts";
 import { connectMs } from "./budget.ts";
 import { startClock } from "./clock.ts";
 import { createGate } from "./gate.ts";
@@ -18,8 +18,10 @@ export type Linger = "drain" | "until-budget" | Duration;
 export interface InvocationOptions {
   readonly streams: readonly StreamDefinition[];
   readonly bindings: readonly Binding[];
-  /** Opens the connection that this invocation alone uses, within `ms`. */
+  /** Opens the connection that this invocation uses, within `ms`; or brings one that is open already. */
   connect(ms: number): Promise<Connection>;
+  /** Lets go of it. @default closes it, without waiting */
+  disconnect?(connection: Connection): void;
   /** When the invocation must be over, in epoch milliseconds. */
   readonly deadline: number;
   /** @default "drain" */
@@ -40,6 +42,7 @@ export async function invoke({
   streams,
   bindings,
   connect,
+  disconnect = closeAtOnce,
   deadline,
   linger = "drain",
   host = "unknown",

@@ -101,6 +101,23 @@ export async function assertLoggedIn(connection: Connection): Promise<void> {
   await Promise.race([connection.confirmed, Promise.resolve()]);
 }
 
+const listening = new WeakMap<Connection, Set<(error: Error | undefined) => void>>();
+
+/** Calls back when the connection is closed, by whomever; what it returns ends that. One may outlive many invocations. */
+export function onClosed(connection: Connection, listener: (error: Error | undefined) => void): () => void {
+  let listeners = listening.get(connection);
+  if (!listeners) {
+    const told = new Set<typeof listener>();
+    listeners = told;
+    listening.set(connection, told);
+    void connection.closed().then((error) => {
+      for (const each of told) each(error ?? undefined);
+    });
+  }
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
 /** Closes without waiting: what was sent is confirmed already, and a peer that is gone never answers. */
 export function disconnect(connection: Connection): void {
   connection.close().catch(() => {});

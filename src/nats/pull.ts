@@ -1,6 +1,6 @@
 import { createInbox, type Msg } from "@nats-io/nats-core";
 import { SortieError, textOf } from "../errors.ts";
-import type { Connection } from "./connection.ts";
+import { type Connection, onClosed } from "./connection.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
 import { within } from "./within.ts";
 
@@ -89,7 +89,7 @@ export function openPuller(
       }
     },
   });
-  void connection.closed().then((error) => {
+  const listens = onClosed(connection, (error) => {
     for (const request of [...open]) request.end(lost(error ? textOf(error) : "the connection was closed"));
   });
 
@@ -165,7 +165,10 @@ export function openPuller(
     get pending() {
       return pending;
     },
-    close: () => subscription.unsubscribe(),
+    close() {
+      listens();
+      subscription.unsubscribe();
+    },
   };
 }
 
