@@ -8,7 +8,7 @@ export default defineConfig({
     alias: [
       { find: /^sortie$/, replacement: src("index.ts") },
       { find: /^sortie\/(cloudflare|aws-lambda)$/, replacement: src("adapters/$1.ts") },
-      { find: /^sortie\/testing$/, replacement: src("testing/nats-server.ts") },
+      { find: /^sortie\/testing$/, replacement: src("testing/index.ts") },
     ],
   },
   test: {

@@ -1,5 +1,5 @@
 import { SortieError } from "../errors.ts";
-import { crashPoints } from "../nats/within.ts";
+import { point } from "../nats/within.ts";
 import { type Budget, planBudget } from "./budget.ts";
 
 /** An invocation's time, as it learns how long round trips take. */
@@ -61,18 +61,14 @@ export function startClock(deadline: number, now: () => number): Clock {
     },
     handling(what, promise) {
       return new Promise((resolve, reject) => {
-        const abandon = () => leave(() => reject(new SortieError("timed-out", `${what} took longer than it had`)));
-        const leave = (end: () => void) => {
+        const abandon = () => {
           handled.delete(abandon);
-          crashPoints.reached?.(what, "after");
-          end();
+          reject(new SortieError("timed-out", `${what} took longer than it had`));
         };
         handled.add(abandon);
-        crashPoints.reached?.(what, "before");
-        promise.then(
-          (value) => leave(() => resolve(value)),
-          (error) => leave(() => reject(error)),
-        );
+        point(what, promise)
+          .then(resolve, reject)
+          .finally(() => handled.delete(abandon));
         if (now() >= budget.abandonAt) abandon();
       });
     },

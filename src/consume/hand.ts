@@ -1,6 +1,7 @@
 import { textOf } from "../errors.ts";
 import { onClosed } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
+import { point } from "../nats/within.ts";
 import { attempt, isAcknowledged, type Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { ACK, confirmEach, confirmTogether } from "./confirm.ts";
@@ -90,7 +91,10 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       });
     },
     async emptied() {
-      await hand.until(() => held.size === 0);
+      await point(
+        "waiting for all to be settled",
+        hand.until(() => held.size === 0),
+      );
       leases.end();
       listens();
     },
@@ -154,7 +158,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       const { attempts, alone } = beginning;
       if (stopped) return leave(one, returned(attempts));
       if (!alone) return enqueue(one);
-      await gate.enterAlone();
+      await point("waiting for a turn to run alone", gate.enterAlone());
       one.inside = true;
       if (stopped) leave(one, returned(attempts));
       else await startAgain(one, attempts, true);

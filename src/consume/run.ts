@@ -1,6 +1,6 @@
 import { SortieError, textOf } from "../errors.ts";
 import { openPuller } from "../nats/pull.ts";
-import { pause } from "../nats/within.ts";
+import { pause, point } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
@@ -89,7 +89,8 @@ async function pullFrom(
         return lingerMs === Infinity ? "budget" : "drained";
       } else {
         const before = pulls;
-        await hand.until(() => signal.aborted || pulls < before || idle() || plan().messages > 0);
+        const changed = hand.until(() => signal.aborted || pulls < before || idle() || plan().messages > 0);
+        await point("waiting for handlers, or for deliveries", changed);
         // handlers still ran: another look when the last of them has ended, in the flight that settles its message
         if (drained && before === 0) drained = false;
       }
@@ -97,7 +98,11 @@ async function pullFrom(
     if (failure) throw failure.error;
     return "budget";
   } finally {
-    await hand.until(() => pulls === 0 || lingerMs > 0); // what is under way comes to us, and is handed back
+    // what is under way comes to us, and is handed back
+    await point(
+      "waiting for what is under way",
+      hand.until(() => pulls === 0 || lingerMs > 0),
+    );
     puller.close();
   }
 }

@@ -1,14 +1,28 @@
 import { SortieError } from "../errors.ts";
 
 /**
- * Every wait of an invocation for something outside of it is a point where it may be killed, frozen or cut off. A test
- * sets `reached` to be told of each, before the wait and after it.
+ * Every wait of an invocation is a point where it may be killed, frozen or cut off. A test sets `reached` to be told of
+ * each, before the wait and after it.
+ * @example
+ * crashPoints.reached = (point, phase) => {
+ *   if (phase === "before" && point === "confirming a settlement") process.exit(1);
+ * };
  */
 export const crashPoints: { reached?: (point: string, phase: "before" | "after") => void } = {};
 
+/** Waits for what ends by itself in time. */
+export async function point<T>(what: string, promise: PromiseLike<T>): Promise<T> {
+  crashPoints.reached?.(what, "before");
+  try {
+    return await promise;
+  } finally {
+    crashPoints.reached?.(what, "after");
+  }
+}
+
 /** Waits that long, for better times. */
 export function pause(ms: number, what: string): Promise<void> {
-  return within(ms + 60_000, what, new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))));
+  return point(what, new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))));
 }
 
 /**
@@ -24,10 +38,7 @@ export async function within<T>(ms: number, what: string, promise: Promise<T>): 
     );
   });
   try {
-    crashPoints.reached?.(what, "before");
-    const result = await Promise.race([promise, late]);
-    crashPoints.reached?.(what, "after");
-    return result;
+    return await point(what, Promise.race([promise, late]));
   } finally {
     clearTimeout(timer);
   }

@@ -1,0 +1,53 @@
+import { readSync, writeSync } from "node:fs";
+import { invoke } from "../../src/consume/invocation.ts";
+import { connect } from "../../src/nats/connection.ts";
+import { crashPoints } from "../../src/nats/within.ts";
+import { scenario } from "./scenario.ts";
+
+/** What the harness asks of a process that runs one invocation. */
+export interface Orders {
+  readonly url: string;
+  readonly run: string;
+  readonly log: string;
+  readonly budgetMs: number;
+  /** Where something is to happen to it: at the `nth` time, from 0, that it gets there. */
+  readonly strike?: { readonly point: string; readonly phase: string; readonly nth: number };
+  /** A message that kills the process, and how. */
+  readonly poison?: { readonly n: number; readonly by: "exit" | "loop" | "memory" };
+}
+
+const control = 3; // a socket of the harness: what it writes there is waited for, with everything else standing still
+const { url, run, log, budgetMs, strike, poison }: Orders = JSON.parse(process.argv[2] ?? "");
+const times = new Map<string, number>();
+
+crashPoints.reached = (what, phase) => {
+  const point = what.replace(/"([a-z]*)[^"]*"/g, "$1…");
+  const place = `${phase} ${point}`;
+  const nth = times.get(place) ?? 0;
+  times.set(place, nth + 1);
+  if (strike?.point !== point || strike.phase !== phase || strike.nth !== nth) return;
+  writeSync(control, "here\n");
+  readSync(control, new Uint8Array(16));
+};
+
+const kills = {
+  exit: () => process.exit(1),
+  loop: () => {
+    for (;;);
+  },
+  memory: () => {
+    for (const all: string[][] = []; ; ) all.push(Array.from({ length: 1e5 }, (_, n) => `${n}`));
+  },
+};
+const poisonous = poison && { n: poison.n, kill: kills[poison.by] };
+const { app } = scenario(run, log, poisonous);
+const report = await invoke({
+  streams: app.streams,
+  bindings: app.bindings,
+  connect: (ms) => connect({ url }, ms),
+  deadline: Date.now() + budgetMs,
+  host: "victim",
+  log() {},
+});
+console.log(JSON.stringify({ report, times: [...times] }));
+process.exit(0);
