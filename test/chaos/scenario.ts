@@ -2,15 +2,21 @@ import { appendFileSync } from "node:fs";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed, RetryAfterError } from "../../src/index.ts";
 
-/** What the handler of a message does; which message does what follows from its number. */
-export const fates = ["publishes", "fails once", "fails for good", "times out once", "succeeds"] as const;
+/** What the handler of a message does. */
+export type Fate = "publishes" | "fails once" | "fails for good" | "times out once" | "succeeds" | "is parked";
 
-/** Twenty messages, of which the last is retried so late that it is parked meanwhile. */
+/** Twenty messages with all fates among them, of which the last is retried so late that it is parked meanwhile. */
 export const messages = Array.from({ length: 20 }, (_, n) => n);
-const parked = 19;
 
-export function fateOf(n: number): (typeof fates)[number] | "is parked" {
-  return n === parked ? "is parked" : (fates[n % fates.length] as (typeof fates)[number]);
+export function fateOf(n: number): Fate {
+  if (n === 19) return "is parked";
+  return (["publishes", "fails once", "fails for good", "times out once", "succeeds"] as const)[n % 5] as Fate;
+}
+
+/** As many messages as one likes, most of which simply publish. */
+export function fateInSoak(n: number): Fate {
+  if (n % 50 === 1) return "fails once";
+  return n % 200 === 2 ? "fails for good" : "publishes";
 }
 
 export const attempts = 3;
@@ -18,18 +24,23 @@ export const ackWaitMs = 1_000;
 
 const Numbered = z.object({ n: z.number() });
 
-/**
- * An app over streams that are named for one run of the harness. Each start of a handler is a line of the file `log`; a
- * `poisonous` message never returns from it.
- */
-export function scenario(run: string, log: string, poisonous?: { n: number; kill: () => unknown }) {
+export interface ScenarioOptions {
+  readonly fate?: (n: number) => Fate;
+  readonly concurrency?: number;
+  /** A message from whose handler nobody returns. */
+  readonly poisonous?: { readonly n: number; readonly kill: () => unknown };
+}
+
+/** An app over streams that are named for one run of the harness. Each start of a handler is a line of the file `log`. */
+export function scenario(run: string, log: string, options: ScenarioOptions = {}) {
+  const { fate = fateOf, concurrency = 5, poisonous } = options;
   const jobs = defineStream(`JOBS_${run}`, { subjects: { [`jobs.${run}`]: Numbered }, retention: "workqueue" });
-  const results = defineStream(`RESULTS_${run}`, { subjects: { [`results.${run}.*`]: Numbered } });
+  const results = defineStream(`RESULTS_${run}`, { subjects: { [`results.${run}.*.*`]: Numbered } });
   const dead = defineStream(`DEAD_${run}`, { captures: [`dead.${run}`] });
   const worker = defineConsumer(jobs, "worker", {
     ackWait: ackWaitMs,
-    batch: 20,
-    concurrency: 5,
+    batch: 4 * concurrency,
+    concurrency,
     maxAckPending: 100, // so that late retries are parked
     retry: { attempts, backoff: fixed(50) },
     deadLetter: `dead.${run}`,
@@ -38,14 +49,14 @@ export function scenario(run: string, log: string, poisonous?: { n: number; kill
     appendFileSync(log, `${n} ${attempt} ${process.pid}\n`);
     if (poisonous?.n === n) await poisonous.kill();
     await new Promise((resolve) => setTimeout(resolve, 5));
-    const fate = poisonous ? "publishes" : fateOf(n);
-    if (fate === "fails once" && attempt === 1) throw new Error("once");
-    if (fate === "fails for good") throw new Error("for good");
-    if (fate === "times out once" && attempt === 1) await new Promise(() => {});
-    if (fate === "is parked" && attempt === 1) throw new RetryAfterError("later", "5.1s");
-    if (fate === "succeeds") return;
-    await context.publish(`results.${run}.first`, { n });
-    await context.publish(`results.${run}.second`, { n });
+    const destined = poisonous ? "publishes" : fate(n);
+    if (destined === "fails once" && attempt === 1) throw new Error("once");
+    if (destined === "fails for good") throw new Error("for good");
+    if (destined === "times out once" && attempt === 1) await new Promise(() => {});
+    if (destined === "is parked" && attempt === 1) throw new RetryAfterError("later", "5.1s");
+    if (destined === "succeeds") return;
+    await context.publish(`results.${run}.${n}.first`, { n });
+    await context.publish(`results.${run}.${n}.second`, { n });
   });
   return { app, jobs, results, dead, worker };
 }

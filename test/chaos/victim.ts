@@ -2,7 +2,7 @@ import { readSync, writeSync } from "node:fs";
 import { invoke } from "../../src/consume/invocation.ts";
 import { connect } from "../../src/nats/connection.ts";
 import { crashPoints } from "../../src/nats/within.ts";
-import { scenario } from "./scenario.ts";
+import { fateInSoak, scenario } from "./scenario.ts";
 
 /** What the harness asks of a process that runs one invocation. */
 export interface Orders {
@@ -14,10 +14,12 @@ export interface Orders {
   readonly strike?: { readonly point: string; readonly phase: string; readonly nth: number };
   /** A message that kills the process, and how. */
   readonly poison?: { readonly n: number; readonly by: "exit" | "loop" | "memory" };
+  /** One invocation after the other, until it is ended. */
+  readonly soak?: boolean;
 }
 
 const control = 3; // a socket of the harness: what it writes there is waited for, with everything else standing still
-const { url, run, log, budgetMs, strike, poison }: Orders = JSON.parse(process.argv[2] ?? "");
+const { url, run, log, budgetMs, strike, poison, soak }: Orders = JSON.parse(process.argv[2] ?? "");
 const times = new Map<string, number>();
 
 crashPoints.reached = (what, phase) => {
@@ -39,15 +41,17 @@ const kills = {
     for (const all: string[][] = []; ; ) all.push(Array.from({ length: 1e5 }, (_, n) => `${n}`));
   },
 };
-const poisonous = poison && { n: poison.n, kill: kills[poison.by] };
-const { app } = scenario(run, log, poisonous);
-const report = await invoke({
-  streams: app.streams,
-  bindings: app.bindings,
-  connect: (ms) => connect({ url }, ms),
-  deadline: Date.now() + budgetMs,
-  host: "victim",
-  log() {},
-});
+const { app } = soak
+  ? scenario(run, log, { fate: fateInSoak, concurrency: 50 })
+  : scenario(run, log, { ...(poison && { poisonous: { n: poison.n, kill: kills[poison.by] } }) });
+
+async function once() {
+  const { streams, bindings } = app;
+  const connectTo = (ms: number) => connect({ url }, ms);
+  return invoke({ streams, bindings, connect: connectTo, deadline: Date.now() + budgetMs, host: "victim", log() {} });
+}
+
+if (soak) for (;;) await once().catch(() => {}); // the server may be away
+const report = await once();
 console.log(JSON.stringify({ report, times: [...times] }));
 process.exit(0);
