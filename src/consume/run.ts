@@ -1,6 +1,6 @@
 import { SortieError, textOf } from "../errors.ts";
 import { openPuller } from "../nats/pull.ts";
-import { pause, point } from "../nats/within.ts";
+import { pause, point, within } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
@@ -11,6 +11,9 @@ import { openTally } from "./tally.ts";
 
 /** How long to go on asking for what cannot be asked for at the moment, as while a consumer has no leader. */
 const againForMs = 10_000;
+
+/** A pull that waits does not notice that its consumer was paused and is resumed, nor that the network is gone. */
+const longestWaitMs = 5_000;
 
 /**
  * Pulls, handles and settles for one consumer until nothing is left to pull or the time is over. Never throws: what went
@@ -36,27 +39,34 @@ async function pullFrom(
   { connection, clock, lingerMs }: Circumstances,
 ): Promise<"drained" | "budget"> {
   const { now, signal } = clock;
-  const puller = openPuller(connection, source, (delivery) => hand.take(source.kind, delivery));
-  const leftMs = () => clock.budget.stopAt - clock.slowestMs - now();
+  const puller = openPuller(connection, source, (delivery) => {
+    lastAt = now();
+    hand.take(source.kind, delivery);
+  });
+  const leftMs = () => clock.budget.stopAt - clock.slowestMs - (lingerMs > 0 ? 20 : 0) - now();
+  const handBackBy = () => clock.budget.settleBy - clock.slowestMs; // what comes later can't be handed back in time
   const { concurrency, batch: most, maxBytes: mostBytes } = consumer;
+  let lastAt = now(); // when something came
   let flightMs = 0;
   let pulls = 0; // under way
   let drained = false;
+  let oversized = false; // the next message has more bytes than may be in hand: it comes alone
   let troubledAt: number | undefined;
   let failure: { readonly error: unknown } | undefined;
 
   function plan() {
     const none = { messages: 0, bytes: 0 };
     if (drained || (pulls > 0 && puller.pending <= puller.underWay)) return none; // what is there has been asked for
-    const messages = hand.messages + puller.underWay;
     const { bytes, handlerMs } = hand;
+    if (oversized) return pulls === 0 && bytes === 0 ? { messages: 1, bytes: Infinity } : none;
+    const messages = hand.messages + puller.underWay;
     return planPull({ concurrency, most, mostBytes, messages, bytes, handlerMs, flightMs, leftMs: leftMs() });
   }
 
   async function pull(batch: number, maxBytes: number): Promise<void> {
     const asked = now();
-    const waitMs = Math.max(0, Math.min(lingerMs, leftMs() - 10));
-    const patienceMs = Math.min(2_500, clock.budget.publishBy - asked);
+    const waitMs = Math.max(0, Math.min(lastAt + lingerMs - asked, leftMs(), longestWaitMs));
+    const patienceMs = Math.min(2_500, handBackBy() - asked);
     pulls += 1;
     try {
       const end = await puller.pull({ batch, maxBytes, waitMs, patienceMs });
@@ -64,7 +74,8 @@ async function pullFrom(
         flightMs = now() - asked;
         clock.learn(flightMs);
       }
-      if (end === "drained") drained = now() - asked + 10 >= Math.min(lingerMs, leftMs());
+      oversized = end === "oversized";
+      if (end === "drained") drained = now() + 10 >= lastAt + lingerMs;
       troubledAt = end === "again" ? (troubledAt ?? asked) : undefined;
     } catch (error) {
       failure = { error };
@@ -81,12 +92,12 @@ async function pullFrom(
         await pause(Math.min(250, leftMs()), "waiting to pull again");
       }
       const { messages, bytes } = plan();
-      const idle = () => pulls === 0 && hand.messages === 0;
+      const idle = () => pulls === 0 && hand.messages === 0 && (drained || hand.bytes === 0);
       if (messages > 0) {
         void hand.during(pull(messages, bytes));
       } else if (idle()) {
         if (!drained) break; // not even one would be finished
-        return lingerMs === Infinity ? "budget" : "drained";
+        return "drained";
       } else {
         const before = pulls;
         const changed = hand.until(() => signal.aborted || pulls < before || idle() || plan().messages > 0);
@@ -99,10 +110,8 @@ async function pullFrom(
     return "budget";
   } finally {
     // what is under way comes to us, and is handed back
-    await point(
-      "waiting for what is under way",
-      hand.until(() => pulls === 0 || lingerMs > 0),
-    );
+    const come = hand.until(() => pulls === 0);
+    await within(handBackBy() - now(), "waiting for what is under way", come).catch(() => {});
     puller.close();
   }
 }

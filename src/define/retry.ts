@@ -26,7 +26,7 @@ export type RetryDecision =
 export interface RetryRule {
   /** A class of errors, or a function that tells whether an error is meant. */
   readonly on: (new (...args: never[]) => Error) | ((error: unknown) => boolean);
-  readonly then: RetryDecision;
+  readonly do: RetryDecision;
 }
 
 export interface RetryPolicy {
@@ -99,7 +99,7 @@ function plainMs(backoff: Backoff, attempt: number): number {
 
 /** What the first rule for this error says; `"retry"` where none is. A predicate that throws does not match. */
 export function decisionFor(error: unknown, rules: readonly RetryRule[] = []): RetryDecision {
-  return rules.find((rule) => matches(rule, error))?.then ?? "retry";
+  return rules.find((rule) => matches(rule, error))?.do ?? "retry";
 }
 
 function matches({ on }: RetryRule, error: unknown): boolean {
@@ -117,23 +117,23 @@ function isErrorClass(on: RetryRule["on"]): on is new (...args: never[]) => Erro
 /** Throws `invalid-definition`, or `invalid-option` for a malformed duration. */
 export function assertRetryPolicy({ attempts, rules = [] }: RetryPolicy, what: string): void {
   assertCounts({ "retry.attempts": attempts }, what);
-  for (const [index, { on, then }] of rules.entries()) {
+  for (const [index, { on, do: decision }] of rules.entries()) {
     const name = `retry.rules[${index}]`;
     const known =
-      typeof then === "object"
-        ? "after" in then || "inPlace" in then
-        : ["retry", "dead-letter", "discard"].includes(then);
+      typeof decision === "object"
+        ? "after" in decision || "inPlace" in decision
+        : ["retry", "dead-letter", "discard"].includes(decision);
     if (typeof on !== "function" || !known) {
       throw new SortieError(
         "invalid-definition",
-        `${what}: expected ${name} to be { on: an error class or a function, then: "retry", "dead-letter", "discard", { after } or { inPlace } }`,
+        `${what}: expected ${name} to be { on: an error class or a function, do: "retry", "dead-letter", "discard", { after } or { inPlace } }`,
       );
     }
-    if (typeof then !== "object") continue;
-    if ("after" in then) toMs(then.after, `${what}, ${name}.after`);
+    if (typeof decision !== "object") continue;
+    if ("after" in decision) toMs(decision.after, `${what}, ${name}.after`);
     else {
-      assertCounts({ [`${name}.inPlace`]: then.inPlace }, what);
-      toMs(then.delay ?? 0, `${what}, ${name}.delay`);
+      assertCounts({ [`${name}.inPlace`]: decision.inPlace }, what);
+      toMs(decision.delay ?? 0, `${what}, ${name}.delay`);
     }
   }
 }

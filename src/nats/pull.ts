@@ -2,24 +2,19 @@ import { createInbox, type Msg } from "@nats-io/nats-core";
 import { SortieError, textOf } from "../errors.ts";
 import { type Connection, onClosed } from "./connection.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
-import { within } from "./within.ts";
+import { endOf, givenBy, type Limits, missing, type PullEnd, type RequestEnd } from "./pull-status.ts";
+import { point, within } from "./within.ts";
 
 /** What one pull asks for. */
 interface PullRequest {
   readonly batch: number;
-  /** The most bytes, of payloads, headers and subjects together. */
+  /** The most bytes, of payloads, headers and subjects together; Infinity for any number. */
   readonly maxBytes: number;
   /** How long to wait for what is not there yet. 0 for not at all. */
   readonly waitMs: number;
-  /** How long to wait for the server's word. */
+  /** How long the server may be silent beyond that. */
   readonly patienceMs: number;
 }
-
-/**
- * How a pull ended: `more` may be waiting; the consumer is `drained` and has nothing to give now; or it is to be asked
- * `again` in a while, as after a change of leader.
- */
-type PullEnd = "more" | "drained" | "again";
 
 export interface Puller {
   /**
@@ -35,20 +30,12 @@ export interface Puller {
   close(): void;
 }
 
-/** How one request ended; `lapsed`: its time was over before it was given anything; `limited`: by a limit that is known now. */
-type RequestEnd = PullEnd | "lapsed" | "limited" | "gone" | SortieError;
-
 /** A request that has not ended. */
 interface Request {
   readonly subject: string;
   readonly batch: number;
-  received: number;
-  /** Told of every word of the server, heartbeats included. */
-  heard?(): void;
-  end(end: RequestEnd): void;
+  readonly end: (end: RequestEnd) => void;
 }
-
-const heartbeatMs = 5_000;
 
 /**
  * Pulls from one consumer over one subscription. A pull that does not wait carries `no_wait`; where deliveries may be
@@ -64,103 +51,122 @@ export function openPuller(
   const what = `Consumer "${consumer}" of stream "${stream}"`;
   const prefix = createInbox();
   const subjectOfPulls = `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`;
-  const limits = { batch: Infinity, expiresMs: Infinity, maxBytes: Infinity }; // of the consumer, learnt when they are hit
+  const limits: Limits = { batch: Infinity, expiresMs: Infinity, maxBytes: Infinity, outstanding: bounded };
+  const open: Request[] = [];
   let pulls = 0;
   let pending = 0;
-  // the server tells whose a status is, but not whose a delivery is: the oldest one's, as far as the count goes
-  const open: Request[] = [];
+  let received = 0; // of what `open` asks for; the server does not tell which request a delivery belongs to
+  let heardAt = Date.now();
 
   const subscription = connection.subscribe(`${prefix}.*`, {
     callback: (error, message) => {
       const delivery = error ? undefined : deliveryOf(message);
-      const oldest = open[0];
-      oldest?.heard?.();
+      heardAt = Date.now();
       if (delivery) {
         pending = delivery.pending;
-        if (oldest) {
-          oldest.received += 1;
-          if (oldest.received === oldest.batch) oldest.end("more");
-        }
+        received += 1;
         onDelivery(delivery);
+      } else if (error) {
+        endAll(lost(error.message));
       } else {
-        const meant = open.find(({ subject }) => subject === message.subject) ?? oldest;
-        const end = error ? lost(error.message) : statusOf(message, meant?.received ?? 0, what, limits);
-        if (end) meant?.end(end);
+        onStatus(message);
       }
+      if (open.length > 0 && underWay() <= 0) endAll("more"); // as it does, but a server before 2.10 does not say so
     },
   });
-  const listens = onClosed(connection, (error) => {
-    for (const request of [...open]) request.end(lost(error ? textOf(error) : "the connection was closed"));
-  });
+  const listens = onClosed(connection, (error) => endAll(lost(error ? textOf(error) : "the connection was closed")));
+
+  /** Ends the request that a status is for; of one that has ended already nobody needs to know. */
+  function onStatus(message: Msg): void {
+    const request = open.find(({ subject }) => subject === message.subject);
+    if (!request) return;
+    const given = givenBy(message, request.batch) ?? Math.min(received, request.batch);
+    received -= given;
+    finish(request, endOf(message, given, pending, what, limits));
+  }
+
+  function finish(request: Request, end: RequestEnd): void {
+    open.splice(open.indexOf(request), 1);
+    request.end(end);
+  }
+
+  function endAll(end: RequestEnd): void {
+    received = 0;
+    for (const request of open.splice(0)) request.end(end);
+  }
+
+  function underWay(): number {
+    return open.reduce((sum, { batch }) => sum + batch, -received);
+  }
 
   function lost(reason: string): SortieError {
     return new SortieError("connection-lost", `${what}: ${reason}`);
   }
 
   function ask(
-    asked: { batch: number; maxBytes?: number; expiresMs?: number; wait?: boolean },
+    asked: { batch: number; maxBytes: number; expiresMs: number; wait?: boolean },
     patienceMs: number,
   ): Promise<RequestEnd> {
-    const { batch, maxBytes, expiresMs = 0, wait = false } = asked;
+    const { batch, maxBytes, expiresMs, wait = false } = asked;
     pulls += 1;
     const subject = `${prefix}.${pulls}`;
-    const beats = wait && expiresMs >= 2 * heartbeatMs;
-    const silenceMs = beats ? 2.5 * heartbeatMs : expiresMs + patienceMs;
-    const silent = () =>
-      new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(silenceMs)} ms`);
+    const silenceMs = expiresMs + patienceMs;
+    const askedAt = Date.now();
     return new Promise<RequestEnd>((resolve) => {
-      const watch = () => setTimeout(() => request.end(silent()), silenceMs);
-      let timer = watch();
+      let timer = setTimeout(watch, silenceMs);
       const request: Request = {
         subject,
         batch,
-        received: 0,
         end(end) {
           clearTimeout(timer);
-          open.splice(open.indexOf(request), 1);
           resolve(end);
         },
-        ...(beats && {
-          heard() {
-            clearTimeout(timer);
-            timer = watch();
-          },
-        }),
       };
+      function watch(): void {
+        const leftMs = Math.max(heardAt, askedAt) + silenceMs - Date.now(); // a large batch takes its time over a slow link
+        const silent = () => `${what} did not answer a pull within ${Math.round(silenceMs)} ms`;
+        if (leftMs > 0) timer = setTimeout(watch, leftMs);
+        else finish(request, new SortieError("timed-out", silent()));
+      }
+      if (open.length === 0) received = 0; // what comes late was asked for by one that nobody waits for any more
       open.push(request);
       const body = {
         batch,
         ...(!wait && { no_wait: true }),
         ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
-        ...(beats && { idle_heartbeat: heartbeatMs * 1_000_000 }),
-        ...(maxBytes && { max_bytes: maxBytes }),
+        ...(maxBytes < Infinity && { max_bytes: maxBytes }),
       };
       connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
     });
   }
 
-  async function ended({ batch, maxBytes, waitMs, patienceMs }: PullRequest): Promise<RequestEnd> {
+  async function askFor({ batch, maxBytes, waitMs, patienceMs }: PullRequest): Promise<RequestEnd> {
     const limited = { batch: Math.min(batch, limits.batch), maxBytes: Math.min(maxBytes, limits.maxBytes) };
     if (waitMs > 0) return ask({ ...limited, expiresMs: Math.min(waitMs, limits.expiresMs), wait: true }, patienceMs);
-    const end = await ask({ ...limited, expiresMs: bounded ? 3 : 0 }, patienceMs * 0.8);
+    const end = await ask({ ...limited, expiresMs: limits.outstanding ? 3 : 0 }, patienceMs * 0.8);
     return end === "lapsed" && pending > 0 ? ask({ ...limited, expiresMs: 25 }, patienceMs * 0.8) : end;
   }
 
+  async function pull(asked: PullRequest): Promise<PullEnd> {
+    let end = await askFor(asked);
+    if (end === "limited") end = await askFor(asked);
+    if (end === "limited") return "again";
+    if (end === "lapsed") return "drained";
+    if (end === "gone" || (end instanceof SortieError && end.code === "timed-out")) {
+      const silence = end === "gone" ? lost("nobody answers for it, as while it has no leader") : end;
+      const explained = await explainSilence(connection, { stream, consumer }, silence, asked.patienceMs * 0.2);
+      if (explained !== "drained" || limits.outstanding) return explained;
+      limits.outstanding = true; // one that its definition does not have
+      return "more";
+    }
+    if (end instanceof SortieError) throw end;
+    return end;
+  }
+
   return {
-    async pull(asked) {
-      let end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", ended(asked));
-      if (end === "limited") end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", ended(asked));
-      if (end === "limited") return "again";
-      if (end === "lapsed") return "drained";
-      if (end === "gone" || (end instanceof SortieError && end.code === "timed-out")) {
-        const silence = end === "gone" ? lost("nobody answers for it, as while it has no leader") : end;
-        return explainSilence(connection, { stream, consumer }, silence, asked.patienceMs * 0.2);
-      }
-      if (end instanceof SortieError) throw end;
-      return end;
-    },
+    pull: (asked) => point("a pull", pull(asked)),
     get underWay() {
-      return open.reduce((sum, { batch, received }) => sum + batch - received, 0);
+      return underWay();
     },
     get pending() {
       return pending;
@@ -170,73 +176,6 @@ export function openPuller(
       subscription.unsubscribe();
     },
   };
-}
-
-/** What the server's status ends a pull with; undefined for one that does not end it (a heartbeat). */
-function statusOf(
-  message: Msg,
-  received: number,
-  what: string,
-  limits: { batch: number; expiresMs: number; maxBytes: number },
-): RequestEnd | undefined {
-  const code = message.headers?.code;
-  const description = message.headers?.description ?? "";
-  const limit = /Exceeded MaxRequest(Batch|Expires|MaxBytes) of (\S+)/i.exec(description);
-  switch (code) {
-    case 100:
-      return undefined;
-    case 404:
-      return "drained";
-    case 408: // its time was over: with nothing to give, or in the middle of handing out
-      if (/requests pending/i.test(description)) return "drained"; // what is there was asked for before
-      return received > 0 ? "more" : "lapsed";
-    case 409:
-      if (limit) return learn(limit[1] ?? "", limit[2] ?? "", limits);
-      if (/message size exceeds/i.test(description)) return "more";
-      if (/batch completed/i.test(description)) return "more";
-      if (/consumer deleted/i.test(description)) return missing(what);
-      if (/leadership change|server shutdown|maxwaiting|interest/i.test(description)) return "again";
-      return new SortieError("stream-refused", `${what} refused a pull: ${description}`);
-    case 503:
-      return "gone";
-    default:
-      return new SortieError("stream-refused", `${what} answered a pull with status ${code} ${description}`);
-  }
-}
-
-/** Takes note of a limit that someone has set on the consumer, which every pull of ours then keeps. */
-function learn(
-  what: string,
-  value: string,
-  limits: { batch: number; expiresMs: number; maxBytes: number },
-): RequestEnd {
-  if (/^batch$/i.test(what)) limits.batch = Number(value);
-  else if (/^maxbytes$/i.test(what)) limits.maxBytes = Number(value);
-  else limits.expiresMs = durationMs(value);
-  return "limited";
-}
-
-/** Go's way of writing a duration: `1m30s`, `1.5s`, `250ms`. */
-function durationMs(text: string): number {
-  const unitMs: Record<string, number> = {
-    h: 3_600_000,
-    m: 60_000,
-    s: 1_000,
-    ms: 1,
-    µs: 0.001,
-    us: 0.001,
-    ns: 0.000_001,
-  };
-  const parts = [...text.matchAll(/(\d+(?:\.\d+)?)(h|ms|m|s|µs|us|ns)/g)];
-  return parts.reduce((sum, [, amount, unit]) => sum + Number(amount) * (unitMs[unit as string] ?? 0), 0);
-}
-
-function missing(what: string, cause?: unknown): SortieError {
-  return new SortieError(
-    "consumer-missing",
-    `${what} does not exist on the server. Create it from its definition: npx sortie apply <the module with your app>`,
-    { cause },
-  );
 }
 
 /**

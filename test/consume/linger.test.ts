@@ -1,0 +1,114 @@
+import { afterEach, describe, expect, it } from "vitest";
+import * as z from "zod";
+import { createApp, defineConsumer, defineStream } from "../../src/index.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+const jobs = defineStream("JOBS", { subjects: { "jobs.a": z.object({ n: z.number() }) }, retention: "workqueue" });
+const dead = defineStream("DEAD", { captures: ["dead.>"] });
+
+let system: System;
+afterEach(() => system[Symbol.asyncDispose]());
+
+/** A system whose handler notes what it handled. */
+async function start(options: { maxAckPending?: number } = {}) {
+  const handled: number[] = [];
+  const worker = defineConsumer(jobs, "worker", { deadLetter: "dead.jobs", ...options });
+  const app = createApp({ streams: [jobs, dead] }).on(worker, ({ data }) => void handled.push(data.n));
+  system = await startSystem(app);
+  return handled;
+}
+
+async function waiting() {
+  return (await system.jsm.consumers.info("JOBS", "worker")).num_waiting;
+}
+
+describe("an invocation that lingers", () => {
+  it("handles what comes while it waits, until its time is over, and leaves no pull behind", async () => {
+    const handled = await start();
+    const started = Date.now();
+    let over = false;
+    const invocation = system.invoke({ linger: "until-budget", budgetMs: 4_000 }).finally(() => {
+      over = true;
+    });
+    await expect.poll(waiting).toBe(1);
+    for (let n = 0; n < 5; n++) {
+      await system.publish("jobs.a", { n });
+      await expect.poll(() => handled).toContain(n);
+      expect(over).toBe(false);
+    }
+    const { consumers } = await invocation;
+    expect(consumers[0]).toMatchObject({ acked: 5, returned: 0, unconfirmed: 0, ended: "budget" });
+    expect(Date.now() - started).toBeLessThan(4_000);
+    expect(await waiting()).toBe(0);
+  });
+
+  it("for a while, leaves when nothing has come for as long", async () => {
+    await start();
+    await system.publish("jobs.a", { n: 1 });
+    const { consumers, ms } = await system.invoke({ linger: "300ms", budgetMs: 20_000 });
+    expect(consumers[0]).toMatchObject({ acked: 1, ended: "drained" });
+    expect(ms).toBeGreaterThanOrEqual(300);
+    expect(ms).toBeLessThan(15_000);
+  });
+
+  it("beside another one, as cron ticks that overlap do, handles each message once and misses none", async () => {
+    const handled = await start({ maxAckPending: 50 });
+    let going = true;
+    const published: number[] = [];
+    const publishing = (async () => {
+      for (let n = 0; going; n++) {
+        await system.publish("jobs.a", { n });
+        published.push(n);
+      }
+    })();
+    const reports = [];
+    for (let tick = 0; tick < 4; tick++) {
+      reports.push(system.invoke({ linger: "until-budget", budgetMs: 1_500 }));
+      await new Promise((resolve) => setTimeout(resolve, 1_000));
+    }
+    going = false;
+    await publishing;
+    for (const { consumers } of await Promise.all(reports)) {
+      expect(consumers[0]).toMatchObject({ unconfirmed: 0, retried: 0 });
+    }
+    await system.settle();
+    expect(handled.toSorted((a, b) => a - b)).toEqual(published);
+  });
+
+  it("waits also where as many messages are outstanding as may be, and goes on when there is room", async () => {
+    const handled = await start({ maxAckPending: 1 });
+    for (let n = 0; n < 2; n++) await system.publish("jobs.a", { n });
+    const other = await (await system.js.consumers.get("JOBS", "worker")).next({ expires: 5_000 });
+    const invocation = system.invoke({ linger: "until-budget", budgetMs: 4_000 });
+    await expect.poll(waiting).toBe(1);
+    expect(handled).toEqual([]);
+    other?.ack();
+    await expect.poll(() => handled).toEqual([1]);
+    await invocation;
+  });
+
+  it("waits while its consumer is paused, and goes on when it is resumed", async () => {
+    const handled = await start();
+    await system.jsm.consumers.pause("JOBS", "worker", new Date(Date.now() + 60_000));
+    await system.publish("jobs.a", { n: 1 });
+    const invocation = system.invoke({ linger: "until-budget", budgetMs: 9_000 });
+    await expect.poll(waiting).toBe(1);
+    expect(handled).toEqual([]);
+    await system.jsm.consumers.resume("JOBS", "worker");
+    await expect.poll(() => handled).toEqual([1]);
+    await invocation;
+  });
+
+  it("says at once that its consumer was deleted meanwhile", async () => {
+    await start();
+    const started = Date.now();
+    const invocation = system.invoke({ linger: "until-budget", budgetMs: 20_000 });
+    await expect.poll(waiting).toBe(1);
+    await system.jsm.consumers.delete("JOBS", "worker");
+    expect((await invocation).consumers[0]).toMatchObject({
+      ended: "failed",
+      error: expect.stringMatching(/"worker" of stream "JOBS" does not exist.*npx sortie apply/),
+    });
+    expect(Date.now() - started).toBeLessThan(15_000);
+  });
+});

@@ -1,0 +1,109 @@
+import { headers } from "@nats-io/nats-core";
+import { afterEach, describe, expect, it } from "vitest";
+import * as z from "zod";
+import { createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
+import { connect } from "../../src/nats/connection.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+const Job = z.object({ n: z.number() });
+const jobs = defineStream("JOBS", { subjects: { "jobs.a": Job }, retention: "workqueue" });
+const results = defineStream("RESULTS", { subjects: { "results.a": Job, "results.b": Job } });
+const dead = defineStream("DEAD", { captures: ["dead.>"] });
+const worker = defineConsumer(jobs, "worker", {
+  deadLetter: "dead.jobs",
+  retry: { attempts: 2, backoff: fixed(20) },
+});
+
+let system: System;
+afterEach(() => system[Symbol.asyncDispose]());
+
+describe("what a handler publishes and is refused", () => {
+  it("by a full stream fails the message, which is dead-lettered with the reason, and the rest is not published twice", async () => {
+    const full = defineStream("FULL", { subjects: { full: Job }, retention: "workqueue", maxMessages: 1 });
+    const app = createApp({ streams: [jobs, results, full, dead] }).on(worker, async ({ data }, { publish }) => {
+      await publish("results.a", data);
+      await publish("full", data);
+    });
+    system = await startSystem(app);
+    await system.publish("jobs.a", { n: 1 });
+    await system.publish("jobs.a", { n: 2 });
+    await system.settle();
+    const dropped = system.events.filter(({ event }) => event === "dead-lettered");
+    expect(dropped).toMatchObject([{ error: expect.stringMatching(/stream "FULL" was refused: maximum messages/) }]);
+    expect((await system.jsm.streams.info("RESULTS")).state.messages).toBe(2);
+    expect((await system.jsm.streams.info("FULL")).state.messages).toBe(1);
+    expect((await system.jsm.streams.info("JOBS")).state.messages).toBe(0);
+  });
+
+  it("for its subject fails the message before anything is sent", async () => {
+    const app = createApp({ streams: [jobs, results, dead] }).on(worker, async ({ data }, { publish }) => {
+      void publish("results.a", data);
+      void publish("elsewhere" as "results.a", data);
+    });
+    system = await startSystem(app);
+    await system.publish("jobs.a", { n: 1 });
+    await system.settle();
+    expect(system.events.at(-1)).toMatchObject({
+      event: "dead-lettered",
+      error: expect.stringMatching(/No stream of this app has a schema for "elsewhere"/),
+    });
+    expect((await system.jsm.streams.info("RESULTS")).state.messages).toBe(0);
+  });
+
+  it("for a lack of permission fails the message at once, and the others go on", async () => {
+    const app = createApp({ streams: [jobs, results, dead] }).on(worker, async ({ data }, { publish }) => {
+      await publish(data.n === 1 ? "results.b" : "results.a", data);
+    });
+    system = await startSystem(app, {
+      config: `no_auth_user: admin
+        authorization { users: [
+          { user: admin, password: admin }
+          { user: function, password: secret, permissions: { publish: { deny: ["results.b"] } } }
+        ] }`,
+    });
+    for (const n of [1, 2, 3]) await system.publish("jobs.a", { n });
+    const asFunction = (ms: number) => connect({ url: system.server.url.replace("//", "//function:secret@") }, ms);
+    const { consumers, ms } = await system.invoke({ connect: asFunction, budgetMs: 20_000 });
+    expect(consumers[0]).toMatchObject({ acked: 2, unconfirmed: 0 });
+    expect(ms).toBeLessThan(15_000);
+    expect(system.events[0]).toMatchObject({ sequence: 1, error: expect.stringMatching(/results\.b.*ermission/) });
+    expect(JSON.stringify(system.events)).not.toContain("secret");
+  });
+});
+
+describe("what belongs to a message", () => {
+  it("carries on its correlation id and its trace", async () => {
+    const app = createApp({ streams: [jobs, results, dead] }).on(worker, async ({ data }, { publish, schedule }) => {
+      await publish("results.a", data);
+      await schedule("results.b", data, { in: 100 });
+    });
+    system = await startSystem(app);
+    const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const own = headers();
+    own.set("Sortie-Correlation-Id", "order-7");
+    own.set("traceparent", traceparent);
+    own.set("tracestate", "vendor=1");
+    await system.js.publish("jobs.a", JSON.stringify({ n: 1 }), { headers: own });
+    await system.publish("jobs.a", { n: 2 }, "message-2"); // the first of its kind: its id stands for both
+    await system.settle();
+    const released = async () => {
+      const { state } = await system.jsm.streams.info("RESULTS", { subjects_filter: "results.b" });
+      return state.subjects?.["results.b"];
+    };
+    await expect.poll(released).toBe(2);
+    const found = new Map<string, (string | undefined)[]>();
+    for (let seq = 1; found.size < 4; seq++) {
+      const message = await system.jsm.streams.getMessage("RESULTS", { seq });
+      if (!message?.subject.startsWith("results.")) continue;
+      const { n } = message.json<{ n: number }>();
+      const carried = ["Sortie-Correlation-Id", "traceparent", "tracestate"].map((name) => message.header.get(name));
+      found.set(`${message.subject} ${n}`, carried);
+    }
+    expect(Object.fromEntries(found)).toEqual({
+      "results.a 1": ["order-7", traceparent, "vendor=1"],
+      "results.b 1": ["order-7", traceparent, "vendor=1"],
+      "results.a 2": ["message-2", "", ""],
+      "results.b 2": ["message-2", "", ""],
+    });
+  });
+});

@@ -1,0 +1,168 @@
+import { AckPolicy, type ConsumerConfig } from "@nats-io/jetstream";
+import { afterEach, describe, expect, it } from "vitest";
+import * as z from "zod";
+import { type ConsumerOptions, createApp, defineConsumer, defineStream, type Handler } from "../../src/index.ts";
+import { connect } from "../../src/nats/connection.ts";
+import { startProxy } from "../support/peers.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+const Job = z.object({ n: z.number(), pad: z.string().optional() });
+const jobs = defineStream("JOBS", { subjects: { "jobs.a": Job }, retention: "workqueue" });
+const dead = defineStream("DEAD", { captures: ["dead.>"] });
+
+let system: System;
+afterEach(() => system[Symbol.asyncDispose]());
+
+function start(
+  options: Partial<ConsumerOptions<"jobs.a">>,
+  handler: Handler<typeof jobs.schemas, "jobs.a", typeof jobs> = () => {},
+) {
+  const worker = defineConsumer(jobs, "worker", { filter: "jobs.a", deadLetter: "dead.jobs", ...options });
+  return startSystem(createApp({ streams: [jobs, dead] }).on(worker, handler));
+}
+
+async function publish(count: number, pad = "") {
+  await Promise.all(Array.from({ length: count }, (_, n) => system.publish("jobs.a", { n, pad })));
+}
+
+describe("a consumer with a limit that someone else has set", () => {
+  it.each<[string, Partial<ConsumerConfig>]>([
+    ["the messages of a pull", { max_batch: 3 }],
+    ["the time of a pull", { max_expires: 1_000_000 }],
+    ["the bytes of a pull", { max_bytes: 2_000 }],
+    ["what may be outstanding", { max_ack_pending: 2 }],
+  ])("for %s is pulled from within it", async (_, limit) => {
+    system = await start({ concurrency: 10 });
+    await system.jsm.consumers.update("JOBS", "worker", limit);
+    await publish(30, "x".repeat(100));
+    let acked = 0;
+    await expect
+      .poll(async () => {
+        const { consumers } = await system.invoke();
+        expect(consumers[0]).toMatchObject({ ended: "drained", unconfirmed: 0 });
+        expect(consumers[0]).not.toHaveProperty("error");
+        acked += consumers[0]?.acked ?? 0;
+        return acked;
+      })
+      .toBe(30);
+  });
+
+  it("for those that wait is waited for, in turn", async () => {
+    system = await start({});
+    const config: Partial<ConsumerConfig> = { max_waiting: 1, ack_policy: AckPolicy.Explicit };
+    await system.jsm.consumers.delete("JOBS", "worker");
+    await system.jsm.consumers.add("JOBS", { durable_name: "worker", filter_subject: "jobs.a", ...config });
+    const other = (await system.js.consumers.get("JOBS", "worker")).next({ expires: 1_500 }); // has the only place
+    await expect.poll(async () => (await system.jsm.consumers.info("JOBS", "worker")).num_waiting).toBe(1);
+    const invocation = system.invoke({ linger: "4s" });
+    await other;
+    await publish(1);
+    expect((await invocation).consumers[0]).toMatchObject({ acked: 1, ended: "drained" });
+  });
+});
+
+describe("the bytes in hand", () => {
+  it("are no more than the consumer says, but for one message that is larger", async () => {
+    let [inHand, most] = [0, 0];
+    system = await start({ maxBytes: 10_000, concurrency: 50 }, async ({ data }) => {
+      inHand += data.pad?.length ?? 0;
+      most = Math.max(most, inHand);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      inHand -= data.pad?.length ?? 0;
+    });
+    await publish(30, "x".repeat(3_000));
+    await publish(2, "x".repeat(50_000));
+    expect((await system.invoke()).consumers[0]).toMatchObject({ acked: 32, ended: "drained" });
+    expect(most).toBeLessThanOrEqual(50_000 + 10_000);
+    expect(most).toBeGreaterThan(3_000);
+  });
+});
+
+describe("what came while handlers ran", () => {
+  it("is handled in the same invocation", async () => {
+    const handled: number[] = [];
+    system = await start({ concurrency: 2 }, async ({ data }) => {
+      handled.push(data.n);
+      if (data.n === 0) await system.publish("jobs.a", { n: 100 });
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    });
+    await publish(1);
+    expect((await system.invoke()).consumers[0]).toMatchObject({ acked: 2, ended: "drained" });
+    expect(handled).toEqual([0, 100]);
+  });
+});
+
+describe("a slow link", () => {
+  it("costs time and nothing else", async () => {
+    system = await start({ concurrency: 100 });
+    await publish(200);
+    await using proxy = await startProxy(system.server.url, 150);
+    const connectSlowly = (ms: number) => connect({ url: proxy.url }, ms);
+    const { consumers } = await system.invoke({ connect: connectSlowly, budgetMs: 12_000 });
+    expect(consumers[0]).toMatchObject({ acked: 200, returned: 0, unconfirmed: 0, ended: "drained" });
+  });
+});
+
+describe("a consumer that is confirmed one by one", () => {
+  it("has each acknowledgement answered by the server", async () => {
+    system = await start({ confirm: "each", concurrency: 20 });
+    await publish(50);
+    let requests = 0;
+    const { consumers } = await system.invoke({
+      async connect() {
+        const connection = await system.connect();
+        const request = connection.request.bind(connection);
+        connection.request = (subject, ...rest) => {
+          if (subject.startsWith("$JS.ACK.")) requests += 1;
+          return request(subject, ...rest);
+        };
+        return connection;
+      },
+    });
+    expect(consumers[0]).toMatchObject({ acked: 50, unconfirmed: 0 });
+    expect(requests).toBe(50);
+  });
+});
+
+describe("a lease that was lost", () => {
+  it("is reported, and what was done is acknowledged all the same", async () => {
+    system = await start({ ackWait: "1s", concurrency: 2 }, () => {
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1_500); // as if the function was frozen
+    });
+    await publish(1);
+    const { consumers } = await system.invoke();
+    expect(consumers[0]).toMatchObject({ acked: 1, leaseLost: 1, unconfirmed: 0 });
+    expect(system.events).toMatchObject([{ event: "lease-lost", sequence: 1 }]);
+  });
+
+  it("to another invocation counts both starts, and leaves the message to it", async () => {
+    const attempts: number[] = [];
+    const thawed = Promise.withResolvers<void>();
+    system = await start({ ackWait: "1s" }, async ({ attempt }) => {
+      attempts.push(attempt);
+      if (attempts.length > 1) return;
+      await thawed.promise;
+      throw new Error("too late");
+    });
+    await publish(1);
+    // its words to the server get lost, so that the server hands the message to another one
+    const first = system.invoke({
+      async connect() {
+        const connection = await system.connect();
+        const publishing = connection.publish.bind(connection);
+        connection.publish = (subject, ...rest) => {
+          if (rest[0] !== "+WPI") publishing(subject, ...rest);
+        };
+        return connection;
+      },
+    });
+    await expect.poll(() => attempts).toEqual([1]);
+    await expect.poll(async () => (await system.invoke()).consumers[0]?.acked, { timeout: 10_000 }).toBe(1);
+    thawed.resolve();
+    await first;
+    await system.settle();
+    expect(attempts).toEqual([1, 1]);
+    expect((await system.jsm.streams.info("DEAD")).state.messages).toBe(0);
+    expect((await system.jsm.streams.info("JOBS")).state.messages).toBe(0);
+  });
+});
