@@ -36,7 +36,8 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   const { connection, clock, gate, ledger } = shared;
   const { now } = clock;
   const held = new Map<Held["key"], Held>();
-  const queue: Held[] = [];
+  const queue: Held[] = []; // waits for a handler
+  const suspects = new Map<Held, Attempts>(); // waits for a turn to run alone
   const acknowledged = new Map<Promise<void>, Held[]>(); // by what confirms them
   let running = 0; // handlers
   let pulling = 0;
@@ -117,6 +118,8 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   function stop(): void {
     stopped = true;
     for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
+    for (const [one, attempts] of suspects) leave(one, returned(attempts));
+    suspects.clear();
     tell();
   }
 
@@ -158,10 +161,11 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       const { attempts, alone } = beginning;
       if (stopped) return leave(one, returned(attempts));
       if (!alone) return enqueue(one);
+      suspects.set(one, attempts);
       await point("waiting for a turn to run alone", gate.enterAlone());
+      if (!suspects.delete(one)) return gate.leave(); // it was handed back meanwhile
       one.inside = true;
-      if (stopped) leave(one, returned(attempts));
-      else await startAgain(one, attempts, true);
+      await startAgain(one, attempts, true);
     } catch (error) {
       tally.trouble(textOf(error));
       leave(one, returned(noAttempts.attempts, troubleMs));
