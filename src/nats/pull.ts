@@ -1,8 +1,9 @@
-import { createInbox, type Msg } from "@nats-io/nats-core";
+import { createInbox } from "@nats-io/nats-core";
 import { SortieError, textOf } from "../errors.ts";
 import { type Connection, onClosed } from "./connection.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
 import { endOf, givenBy, type Limits, missing, type PullEnd, type RequestEnd } from "./pull-status.ts";
+import { openRequests, type Request } from "./requests.ts";
 import { point, within } from "./within.ts";
 
 /** What one pull asks for. */
@@ -30,13 +31,6 @@ export interface Puller {
   close(): void;
 }
 
-/** A request that has not ended. */
-interface Request {
-  readonly subject: string;
-  readonly batch: number;
-  readonly end: (end: RequestEnd) => void;
-}
-
 /**
  * Pulls from one consumer over one subscription. A pull that does not wait carries `no_wait`; where deliveries may be
  * outstanding up to a limit (`bounded`) an `expires` of a few milliseconds as well, for the server leaves a bare `no_wait`
@@ -52,10 +46,9 @@ export function openPuller(
   const prefix = createInbox();
   const subjectOfPulls = `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`;
   const limits: Limits = { batch: Infinity, expiresMs: Infinity, maxBytes: Infinity, outstanding: bounded };
-  const open: Request[] = [];
+  const requests = openRequests<RequestEnd>("more");
   let pulls = 0;
   let pending = 0;
-  let received = 0; // of what `open` asks for; the server does not tell which request a delivery belongs to
   let heardAt = Date.now();
 
   const subscription = connection.subscribe(`${prefix}.*`, {
@@ -64,40 +57,21 @@ export function openPuller(
       heardAt = Date.now();
       if (delivery) {
         pending = delivery.pending;
-        received += 1;
+        requests.delivered();
         onDelivery(delivery);
       } else if (error) {
-        endAll(lost(error.message));
+        requests.endAll(lost(error.message));
       } else {
-        onStatus(message);
+        requests.told(message.subject, ({ batch }, unclaimed) => {
+          const given = givenBy(message, batch);
+          return { given, end: endOf(message, given ?? unclaimed, pending, what, limits) };
+        });
       }
-      if (open.length > 0 && underWay() <= 0) endAll("more"); // as it does, but a server before 2.10 does not say so
     },
   });
-  const listens = onClosed(connection, (error) => endAll(lost(error ? textOf(error) : "the connection was closed")));
-
-  /** Ends the request that a status is for; of one that has ended already nobody needs to know. */
-  function onStatus(message: Msg): void {
-    const request = open.find(({ subject }) => subject === message.subject);
-    if (!request) return;
-    const given = givenBy(message, request.batch) ?? Math.min(received, request.batch);
-    received -= given;
-    finish(request, endOf(message, given, pending, what, limits));
-  }
-
-  function finish(request: Request, end: RequestEnd): void {
-    open.splice(open.indexOf(request), 1);
-    request.end(end);
-  }
-
-  function endAll(end: RequestEnd): void {
-    received = 0;
-    for (const request of open.splice(0)) request.end(end);
-  }
-
-  function underWay(): number {
-    return open.reduce((sum, { batch }) => sum + batch, -received);
-  }
+  const listens = onClosed(connection, (error) =>
+    requests.endAll(lost(error ? textOf(error) : "the connection was closed")),
+  );
 
   function lost(reason: string): SortieError {
     return new SortieError("connection-lost", `${what}: ${reason}`);
@@ -114,7 +88,7 @@ export function openPuller(
     const askedAt = Date.now();
     return new Promise<RequestEnd>((resolve) => {
       let timer = setTimeout(watch, silenceMs);
-      const request: Request = {
+      const request: Request<RequestEnd> = {
         subject,
         batch,
         end(end) {
@@ -126,10 +100,9 @@ export function openPuller(
         const leftMs = Math.max(heardAt, askedAt) + silenceMs - Date.now(); // a large batch takes its time over a slow link
         const silent = () => `${what} did not answer a pull within ${Math.round(silenceMs)} ms`;
         if (leftMs > 0) timer = setTimeout(watch, leftMs);
-        else finish(request, new SortieError("timed-out", silent()));
+        else requests.giveUp(request, new SortieError("timed-out", silent()));
       }
-      if (open.length === 0) received = 0; // what comes late was asked for by one that nobody waits for any more
-      open.push(request);
+      requests.add(request);
       const body = {
         batch,
         ...(!wait && { no_wait: true }),
@@ -166,7 +139,7 @@ export function openPuller(
   return {
     pull: (asked) => point("a pull", pull(asked)),
     get underWay() {
-      return underWay();
+      return requests.underWay;
     },
     get pending() {
       return pending;
