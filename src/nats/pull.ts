@@ -2,6 +2,7 @@ import { createInbox, type Msg } from "@nats-io/nats-core";
 import { SortieError, textOf } from "../errors.ts";
 import { type Connection, onClosed } from "./connection.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
+import { openRequests, type Request } from "./requests.ts";
 import { within } from "./within.ts";
 
 /** What one pull asks for. */
@@ -38,16 +39,6 @@ export interface Puller {
 /** How one request ended; `lapsed`: its time was over before it was given anything; `limited`: by a limit that is known now. */
 type RequestEnd = PullEnd | "lapsed" | "limited" | "gone" | SortieError;
 
-/** A request that has not ended. */
-interface Request {
-  readonly subject: string;
-  readonly batch: number;
-  received: number;
-  /** Told of every word of the server, heartbeats included. */
-  heard?(): void;
-  end(end: RequestEnd): void;
-}
-
 const heartbeatMs = 5_000;
 
 /**
@@ -65,32 +56,24 @@ export function openPuller(
   const prefix = createInbox();
   const subjectOfPulls = `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`;
   const limits = { batch: Infinity, expiresMs: Infinity, maxBytes: Infinity }; // of the consumer, learnt when they are hit
+  const limitCount = Object.keys(limits).length;
   let pulls = 0;
   let pending = 0;
-  // the server tells whose a status is, but not whose a delivery is: the oldest one's, as far as the count goes
-  const open: Request[] = [];
+  const requests = openRequests<RequestEnd>("more");
 
   const subscription = connection.subscribe(`${prefix}.*`, {
     callback: (error, message) => {
       const delivery = error ? undefined : deliveryOf(message);
-      const oldest = open[0];
-      oldest?.heard?.();
       if (delivery) {
         pending = delivery.pending;
-        if (oldest) {
-          oldest.received += 1;
-          if (oldest.received === oldest.batch) oldest.end("more");
-        }
+        requests.delivered();
         onDelivery(delivery);
-      } else {
-        const meant = open.find(({ subject }) => subject === message.subject) ?? oldest;
-        const end = error ? lost(error.message) : statusOf(message, meant?.received ?? 0, what, limits);
-        if (end) meant?.end(end);
-      }
+      } else if (error) requests.endAll(lost(error.message));
+      else requests.told(message, (given) => statusOf(message, given, what, limits));
     },
   });
   const listens = onClosed(connection, (error) => {
-    for (const request of [...open]) request.end(lost(error ? textOf(error) : "the connection was closed"));
+    requests.endAll(lost(error ? textOf(error) : "the connection was closed"));
   });
 
   function lost(reason: string): SortieError {
@@ -98,7 +81,7 @@ export function openPuller(
   }
 
   function ask(
-    asked: { batch: number; maxBytes?: number; expiresMs?: number; wait?: boolean },
+    asked: { batch: number; maxBytes: number; expiresMs?: number; wait?: boolean },
     patienceMs: number,
   ): Promise<RequestEnd> {
     const { batch, maxBytes, expiresMs = 0, wait = false } = asked;
@@ -109,15 +92,21 @@ export function openPuller(
     const silent = () =>
       new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(silenceMs)} ms`);
     return new Promise<RequestEnd>((resolve) => {
-      const watch = () => setTimeout(() => request.end(silent()), silenceMs);
+      const body = {
+        batch,
+        ...(!wait && { no_wait: true }),
+        ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
+        ...(beats && { idle_heartbeat: heartbeatMs * 1_000_000 }),
+        max_bytes: maxBytes,
+      };
+      connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
+      const watch = () => setTimeout(() => requests.giveUp(request, silent()), silenceMs);
       let timer = watch();
-      const request: Request = {
+      const request: Request<RequestEnd> = {
         subject,
         batch,
-        received: 0,
         end(end) {
           clearTimeout(timer);
-          open.splice(open.indexOf(request), 1);
           resolve(end);
         },
         ...(beats && {
@@ -127,15 +116,7 @@ export function openPuller(
           },
         }),
       };
-      open.push(request);
-      const body = {
-        batch,
-        ...(!wait && { no_wait: true }),
-        ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
-        ...(beats && { idle_heartbeat: heartbeatMs * 1_000_000 }),
-        ...(maxBytes && { max_bytes: maxBytes }),
-      };
-      connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
+      requests.add(request);
     });
   }
 
@@ -148,8 +129,9 @@ export function openPuller(
 
   return {
     async pull(asked) {
-      let end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", ended(asked));
-      if (end === "limited") end = await within(asked.waitMs + asked.patienceMs * 2, "a pull", ended(asked));
+      const once = () => within(asked.waitMs + asked.patienceMs * 2, "a pull", ended(asked));
+      let end = await once();
+      for (let learnt = 1; end === "limited" && learnt <= limitCount; learnt++) end = await once();
       if (end === "limited") return "again";
       if (end === "lapsed") return "drained";
       if (end === "gone" || (end instanceof SortieError && end.code === "timed-out")) {
@@ -160,7 +142,7 @@ export function openPuller(
       return end;
     },
     get underWay() {
-      return open.reduce((sum, { batch, received }) => sum + batch - received, 0);
+      return requests.underWay;
     },
     get pending() {
       return pending;
@@ -175,7 +157,7 @@ export function openPuller(
 /** What the server's status ends a pull with; undefined for one that does not end it (a heartbeat). */
 function statusOf(
   message: Msg,
-  received: number,
+  given: number,
   what: string,
   limits: { batch: number; expiresMs: number; maxBytes: number },
 ): RequestEnd | undefined {
@@ -189,7 +171,7 @@ function statusOf(
       return "drained";
     case 408: // its time was over: with nothing to give, or in the middle of handing out
       if (/requests pending/i.test(description)) return "drained"; // what is there was asked for before
-      return received > 0 ? "more" : "lapsed";
+      return given > 0 ? "more" : "lapsed";
     case 409:
       if (limit) return learn(limit[1] ?? "", limit[2] ?? "", limits);
       if (/message size exceeds/i.test(description)) return "more";
