@@ -42,12 +42,14 @@ async function pullFrom(
   let flightMs = 0;
   let pulls = 0; // under way
   let drained = false;
+  let oversized = false; // the next message has more bytes than may be in hand beside the others
   let troubledAt: number | undefined;
   let failure: { readonly error: unknown } | undefined;
 
   function plan() {
     const none = { messages: 0, bytes: 0 };
     if (drained || (pulls > 0 && puller.pending <= puller.underWay)) return none; // what is there has been asked for
+    if (oversized) return pulls === 0 && hand.bytes === 0 ? { messages: 1, bytes: Infinity } : none;
     const messages = hand.messages + puller.underWay;
     const { bytes, handlerMs } = hand;
     return planPull({ concurrency, most, mostBytes, messages, bytes, handlerMs, flightMs, leftMs: leftMs() });
@@ -65,6 +67,7 @@ async function pullFrom(
         clock.learn(flightMs);
       }
       if (end === "drained") drained = now() - asked + 10 >= Math.min(lingerMs, leftMs());
+      oversized = end === "oversized";
       troubledAt = end === "again" ? (troubledAt ?? asked) : undefined;
     } catch (error) {
       failure = { error };
@@ -81,7 +84,8 @@ async function pullFrom(
         await pause(Math.min(250, leftMs()), "waiting to pull again");
       }
       const { messages, bytes } = plan();
-      const idle = () => pulls === 0 && hand.messages === 0;
+      // where nothing is asked for since of too many bytes, more is when they are gone
+      const idle = () => pulls === 0 && hand.messages === 0 && (drained || hand.bytes === 0);
       if (messages > 0) {
         void hand.during(pull(messages, bytes));
       } else if (idle()) {

@@ -8,7 +8,7 @@ import { within } from "./within.ts";
 /** What one pull asks for. */
 interface PullRequest {
   readonly batch: number;
-  /** The most bytes, of payloads, headers and subjects together. */
+  /** The most bytes, of payloads, headers and subjects together; Infinity for any number. */
   readonly maxBytes: number;
   /** How long to wait for what is not there yet. 0 for not at all. */
   readonly waitMs: number;
@@ -17,10 +17,10 @@ interface PullRequest {
 }
 
 /**
- * How a pull ended: `more` may be waiting; the consumer is `drained` and has nothing to give now; or it is to be asked
- * `again` in a while, as after a change of leader.
+ * How a pull ended: `more` may be waiting; the next message alone has more bytes than were asked for (`oversized`); the
+ * consumer is `drained` and has nothing to give now; or it is to be asked `again` in a while, as after a change of leader.
  */
-type PullEnd = "more" | "drained" | "again";
+type PullEnd = "more" | "oversized" | "drained" | "again";
 
 export interface Puller {
   /**
@@ -97,7 +97,7 @@ export function openPuller(
         ...(!wait && { no_wait: true }),
         ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
         ...(beats && { idle_heartbeat: heartbeatMs * 1_000_000 }),
-        max_bytes: maxBytes,
+        ...(Number.isFinite(maxBytes) && { max_bytes: maxBytes }),
       };
       connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
       const watch = () => setTimeout(() => requests.giveUp(request, silent()), silenceMs);
@@ -121,7 +121,9 @@ export function openPuller(
   }
 
   async function ended({ batch, maxBytes, waitMs, patienceMs }: PullRequest): Promise<RequestEnd> {
-    const limited = { batch: Math.min(batch, limits.batch), maxBytes: Math.min(maxBytes, limits.maxBytes) };
+    // a request for any number of bytes is none that the consumer's limit is about
+    const mostBytes = maxBytes === Infinity ? Infinity : Math.min(maxBytes, limits.maxBytes);
+    const limited = { batch: Math.min(batch, limits.batch), maxBytes: mostBytes };
     if (waitMs > 0) return ask({ ...limited, expiresMs: Math.min(waitMs, limits.expiresMs), wait: true }, patienceMs);
     const end = await ask({ ...limited, expiresMs: bounded ? 3 : 0 }, patienceMs * 0.8);
     return end === "lapsed" && pending > 0 ? ask({ ...limited, expiresMs: 25 }, patienceMs * 0.8) : end;
@@ -174,7 +176,7 @@ function statusOf(
       return given > 0 ? "more" : "lapsed";
     case 409:
       if (limit) return learn(limit[1] ?? "", limit[2] ?? "", limits);
-      if (/message size exceeds/i.test(description)) return "more";
+      if (/message size exceeds/i.test(description)) return given > 0 ? "more" : "oversized";
       if (/batch completed/i.test(description)) return "more";
       if (/consumer deleted/i.test(description)) return missing(what);
       if (/leadership change|server shutdown|maxwaiting|interest/i.test(description)) return "again";
