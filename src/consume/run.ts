@@ -36,7 +36,11 @@ async function pullFrom(
   { connection, clock, lingerMs }: Circumstances,
 ): Promise<"drained" | "budget"> {
   const { now, signal } = clock;
-  const puller = openPuller(connection, source, (delivery) => hand.take(source.kind, delivery));
+  let quietSince = now(); // for as long as nothing has come
+  const puller = openPuller(connection, source, (delivery) => {
+    quietSince = now();
+    hand.take(source.kind, delivery);
+  });
   const leftMs = () => clock.budget.stopAt - clock.slowestMs - now();
   const { concurrency, batch: most, maxBytes: mostBytes } = consumer;
   let flightMs = 0;
@@ -57,7 +61,7 @@ async function pullFrom(
 
   async function pull(batch: number, maxBytes: number): Promise<void> {
     const asked = now();
-    const waitMs = Math.max(0, Math.min(lingerMs, leftMs() - 10));
+    const waitMs = Math.max(0, Math.min(quietSince + lingerMs - asked, leftMs() - 10));
     const patienceMs = Math.min(2_500, clock.budget.publishBy - asked);
     pulls += 1;
     try {
@@ -66,7 +70,7 @@ async function pullFrom(
         flightMs = now() - asked;
         clock.learn(flightMs);
       }
-      if (end === "drained") drained = now() - asked + 10 >= Math.min(lingerMs, leftMs());
+      if (end === "drained") drained = now() + 10 >= quietSince + lingerMs || leftMs() <= 20;
       oversized = end === "oversized";
       troubledAt = end === "again" ? (troubledAt ?? asked) : undefined;
     } catch (error) {
@@ -95,7 +99,10 @@ async function pullFrom(
         const before = pulls;
         await hand.until(() => signal.aborted || pulls < before || idle() || plan().messages > 0);
         // handlers still ran: another look when the last of them has ended, in the flight that settles its message
-        if (drained && before === 0) drained = false;
+        if (drained && before === 0) {
+          drained = false;
+          quietSince = now();
+        }
       }
     }
     if (failure) throw failure.error;
