@@ -92,14 +92,6 @@ export function openPuller(
     const silent = () =>
       new SortieError("timed-out", `${what} did not answer a pull within ${Math.round(silenceMs)} ms`);
     return new Promise<RequestEnd>((resolve) => {
-      const body = {
-        batch,
-        ...(!wait && { no_wait: true }),
-        ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
-        ...(beats && { idle_heartbeat: heartbeatMs * 1_000_000 }),
-        ...(Number.isFinite(maxBytes) && { max_bytes: maxBytes }),
-      };
-      connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
       const watch = () => setTimeout(() => requests.giveUp(request, silent()), silenceMs);
       let timer = watch();
       const request: Request<RequestEnd> = {
@@ -117,6 +109,14 @@ export function openPuller(
         }),
       };
       requests.add(request);
+      const body = {
+        batch,
+        ...(!wait && { no_wait: true }),
+        ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
+        ...(beats && { idle_heartbeat: heartbeatMs * 1_000_000 }),
+        ...(Number.isFinite(maxBytes) && { max_bytes: maxBytes }),
+      };
+      connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
     });
   }
 
