@@ -66,11 +66,11 @@ async function pullFrom(
     pulls += 1;
     try {
       const end = await puller.pull({ batch, maxBytes, waitMs, patienceMs });
-      if (waitMs === 0) {
+      if (waitMs === 0 && end !== "full" && end !== "again") {
         flightMs = now() - asked;
         clock.learn(flightMs);
       }
-      if (end === "drained") drained = now() + 10 >= quietSince + lingerMs || leftMs() <= 20;
+      if (end === "drained" || end === "full") drained = now() + 10 >= quietSince + lingerMs || leftMs() <= 20;
       oversized = end === "oversized";
       troubledAt = end === "again" ? (troubledAt ?? asked) : undefined;
     } catch (error) {
@@ -84,7 +84,7 @@ async function pullFrom(
     while (!signal.aborted && leftMs() > 0) {
       if (failure) throw failure.error;
       if (troubledAt !== undefined) {
-        if (now() - troubledAt > againForMs) throw unavailable(source);
+        if (now() - troubledAt > againForMs) break;
         await pause(Math.min(250, leftMs()), "waiting to pull again");
       }
       const { messages, bytes } = plan();
@@ -106,6 +106,7 @@ async function pullFrom(
       }
     }
     if (failure) throw failure.error;
+    if (troubledAt !== undefined) throw unavailable(source, now() - troubledAt);
     return "budget";
   } finally {
     await hand.until(() => pulls === 0 || lingerMs > 0); // what is under way comes to us, and is handed back
@@ -113,9 +114,9 @@ async function pullFrom(
   }
 }
 
-function unavailable({ stream, consumer }: Source): SortieError {
+function unavailable({ stream, consumer }: Source, ms: number): SortieError {
   return new SortieError(
     "connection-lost",
-    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${againForMs / 1_000} s: the server holds it back, or nobody leads it. Look at it: nats consumer info ${stream} ${consumer}`,
+    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${(ms / 1_000).toFixed(1)} s: the server holds it back, or nobody leads it. Look at it: nats consumer info ${stream} ${consumer}`,
   );
 }

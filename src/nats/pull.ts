@@ -18,9 +18,10 @@ interface PullRequest {
 
 /**
  * How a pull ended: `more` may be waiting; the next message alone has more bytes than were asked for (`oversized`); the
- * consumer is `drained` and has nothing to give now; or it is to be asked `again` in a while, as after a change of leader.
+ * consumer is `drained` and has nothing to give now; it is `full` and said nothing, for it has as much outstanding as it
+ * may; or it is to be asked `again` in a while, as after a change of leader.
  */
-type PullEnd = "more" | "oversized" | "drained" | "again";
+type PullEnd = "more" | "oversized" | "drained" | "full" | "again";
 
 export interface Puller {
   /**
@@ -233,18 +234,17 @@ async function explainSilence(
   silence: SortieError,
   ms: number,
 ): Promise<PullEnd> {
-  let code: number | undefined;
+  let info: { error?: { code: number }; num_ack_pending?: number; config?: { max_ack_pending?: number } };
   try {
     const looked = connection.request(`$JS.API.CONSUMER.INFO.${stream}.${consumer}`, "", { timeout: Math.max(1, ms) });
-    const { error } = (await within(ms, "looking the consumer up", looked)).json<{ error?: { code: number } }>();
-    code = error?.code ?? 200;
+    info = (await within(ms, "looking the consumer up", looked)).json();
   } catch (error) {
     if (silence.code === "connection-lost") return "again";
     throw new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${textOf(error)}`, {
       cause: error,
     });
   }
-  if (code === 404) throw missing(`Consumer "${consumer}" of stream "${stream}"`, silence);
-  // there, and silent: at a max_ack_pending that its definition does not have
-  return silence.code === "timed-out" && code === 200 ? "drained" : "again";
+  if (info.error?.code === 404) throw missing(`Consumer "${consumer}" of stream "${stream}"`, silence);
+  const most = info.config?.max_ack_pending ?? -1; // which its definition does not know
+  return most !== -1 && (info.num_ack_pending ?? 0) >= most ? "full" : "again";
 }
