@@ -1,7 +1,9 @@
 import { createInbox, type Msg } from "@nats-io/nats-core";
 import { SortieError, textOf } from "../errors.ts";
 import { type Connection, onClosed } from "./connection.ts";
+import { type ConsumerInfo, consumerInfo, isFull } from "./consumer-info.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
+import { serverIsAtLeast } from "./jetstream.ts";
 import { openRequests, type Request } from "./requests.ts";
 import { within } from "./within.ts";
 
@@ -41,6 +43,7 @@ export interface Puller {
 type RequestEnd = PullEnd | "lapsed" | "limited" | "gone" | SortieError;
 
 const heartbeatMs = 5_000;
+const silentMs = 100;
 
 /**
  * Pulls from one consumer over one subscription. A pull that does not wait carries `no_wait`; where deliveries may be
@@ -95,11 +98,13 @@ export function openPuller(
     return new Promise<RequestEnd>((resolve) => {
       const watch = () => setTimeout(() => requests.giveUp(request, silent()), silenceMs);
       let timer = watch();
+      const watched = watchSilence(wait, patienceMs, (end) => requests.giveUp(request, end));
       const request: Request<RequestEnd> = {
         subject,
         batch,
         end(end) {
           clearTimeout(timer);
+          watched();
           resolve(end);
         },
         ...(beats && {
@@ -119,6 +124,29 @@ export function openPuller(
       };
       connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
     });
+  }
+
+  /**
+   * A server before 2.10 is silent where there is no consumer, and may forget a request whose time is over. It is asked what
+   * it knows of the consumer then, and `said` called with what that means; until what this returns is called.
+   */
+  function watchSilence(wait: boolean, ms: number, said: (end: RequestEnd) => void): () => void {
+    if (serverIsAtLeast(connection, "2.10")) return () => {};
+    let timer = setTimeout(look, silentMs);
+    let over = false;
+    return () => {
+      over = true;
+      clearTimeout(timer);
+    };
+
+    async function look(): Promise<void> {
+      const info = await consumerInfo(connection, { stream, consumer }, ms).catch(() => undefined);
+      if (over) return;
+      if (info?.error?.code === 404) return said(missing(what));
+      if (wait) return;
+      if (info?.num_waiting === 0) said(isFull(info) || info.num_pending === 0 ? "drained" : "more");
+      else timer = setTimeout(look, silentMs);
+    }
   }
 
   async function ended({ batch, maxBytes, waitMs, patienceMs }: PullRequest): Promise<RequestEnd> {
@@ -234,10 +262,9 @@ async function explainSilence(
   silence: SortieError,
   ms: number,
 ): Promise<PullEnd> {
-  let info: { error?: { code: number }; num_ack_pending?: number; config?: { max_ack_pending?: number } };
+  let info: ConsumerInfo;
   try {
-    const looked = connection.request(`$JS.API.CONSUMER.INFO.${stream}.${consumer}`, "", { timeout: Math.max(1, ms) });
-    info = (await within(ms, "looking the consumer up", looked)).json();
+    info = await consumerInfo(connection, { stream, consumer }, ms);
   } catch (error) {
     if (silence.code === "connection-lost") return "again";
     throw new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${textOf(error)}`, {
@@ -245,6 +272,5 @@ async function explainSilence(
     });
   }
   if (info.error?.code === 404) throw missing(`Consumer "${consumer}" of stream "${stream}"`, silence);
-  const most = info.config?.max_ack_pending ?? -1; // which its definition does not know
-  return most !== -1 && (info.num_ack_pending ?? 0) >= most ? "full" : "again";
+  return isFull(info) ? "full" : "again";
 }
