@@ -11,6 +11,11 @@ const cache = join(root, ".cache");
 const [needNode, bringNode] = ["24.0.0", "24.21.0"]; // 24 is the first to run our TypeScript as it is
 const needNats = "2.12.0"; // the first with message schedules
 const debianSuite = "forky";
+// what the contract tests run on beside it, and Debian's suites that have them
+const oldServers = new Map([
+  ["2.9", "bookworm"],
+  ["2.10", "trixie"],
+]);
 const patience = [
   "--fetch-retries=2",
   "--fetch-retry-mintimeout=1000",
@@ -47,6 +52,7 @@ try {
   await bringNodeRuntime();
   await bringPackages();
   if (serving) await bringNatsServer();
+  if (testing) await bringOldNatsServers();
   if (!isBuilt()) await step("Building", () => run("npm", ["run", "build"], "mend what it says"));
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
@@ -137,15 +143,7 @@ async function bringNatsServer() {
         `Sortie needs nats-server ${needNats} or newer on the PATH, and this machine has no Debian apt to bring it: ${byHand}.`,
       );
     }
-    await step("Fetching nats-server from Debian testing", () =>
-      unpackFromDebian({
-        source,
-        suite: debianSuite,
-        packages: ["nats-server"],
-        home,
-        run: (name, args, cwd) => run(name, args, offline("Debian's mirror"), cwd),
-      }),
-    );
+    await step("Fetching nats-server from Debian testing", () => unpackNatsServer(source, debianSuite, home));
     if (!natsOn(bin)) {
       throw new SetupError(
         `Debian ${debianSuite} offers no nats-server ${needNats} or newer for this machine: put one on the PATH (${byHand}) and run this again.`,
@@ -153,6 +151,23 @@ async function bringNatsServer() {
     }
   }
   tools.push(bin);
+}
+
+/** Elsewhere than on Debian the tests that need them say how to bring them. */
+async function bringOldNatsServers() {
+  for (const [version, suite] of oldServers) {
+    const home = join(cache, `nats-server-${version}`);
+    const isThere = () => natsVersion(join(home, "usr", "sbin"))?.startsWith(`${version}.`);
+    const source = !isThere() && debianSource();
+    if (!source) continue;
+    await step(`Fetching nats-server ${version} from Debian ${suite}`, () => unpackNatsServer(source, suite, home));
+    if (!isThere()) throw new SetupError(`Debian ${suite} offers no nats-server ${version} for this machine any more.`);
+  }
+}
+
+function unpackNatsServer(source, suite, home) {
+  const runApt = (name, args, cwd) => run(name, args, offline("Debian's mirror"), cwd);
+  return unpackFromDebian({ source, suite, packages: ["nats-server"], home, run: runApt });
 }
 
 /** Whether the last file that a build makes is newer than all that goes into it. */
@@ -177,9 +192,13 @@ function newest(path) {
 }
 
 function natsOn(path) {
-  const { stdout } = spawnSync("nats-server", ["--version"], { encoding: "utf8", env: { PATH: path } });
-  const version = /v(\d+\.\d+\.\d+)/.exec(stdout ?? "")?.[1];
+  const version = natsVersion(path);
   return version !== undefined && atLeast(version, needNats);
+}
+
+function natsVersion(path) {
+  const { stdout } = spawnSync("nats-server", ["--version"], { encoding: "utf8", env: { PATH: path } });
+  return /v(\d+\.\d+\.\d+)/.exec(stdout ?? "")?.[1];
 }
 
 function atLeast(version, wanted) {

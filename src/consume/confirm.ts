@@ -1,4 +1,5 @@
 import type { Connection } from "../nats/connection.ts";
+import { untilLed } from "../nats/leader.ts";
 import { within } from "../nats/within.ts";
 
 export const ACK = new TextEncoder().encode("+ACK");
@@ -18,7 +19,8 @@ const patienceMs = 5_000;
 /** Each settlement is answered by itself. */
 export function confirmEach(connection: Connection, now: () => number): Confirmation {
   return {
-    settle: (ackSubject, settlement, by) => answered(connection, ackSubject, settlement, by - now()),
+    settle: (ackSubject, settlement, by) =>
+      untilLed({ ms: patience(by - now()) }, (ms) => answered(connection, ackSubject, settlement, ms)),
     hurry() {},
   };
 }
@@ -54,8 +56,10 @@ export function confirmTogether(connection: Connection, now: () => number, busy:
       // an acknowledgement is what a cluster agrees on before it answers: one of them goes last
       const lastAt = settlements.findLastIndex(({ settlement }) => settlement === ACK || settlement === TERM);
       const [last] = settlements.splice(lastAt, 1); // the very last one where none is
-      for (const { ackSubject, settlement } of settlements) connection.publish(ackSubject, settlement);
-      if (last) await answered(connection, last.ackSubject, last.settlement, by - now());
+      await untilLed({ ms: patience(by - now()) }, async (ms) => {
+        for (const { ackSubject, settlement } of settlements) connection.publish(ackSubject, settlement);
+        if (last) await answered(connection, last.ackSubject, last.settlement, ms);
+      });
       told();
     } catch (error) {
       failed(error);
@@ -80,7 +84,11 @@ export function confirmTogether(connection: Connection, now: () => number, busy:
   };
 }
 
+function patience(ms: number): number {
+  return Math.max(1, Math.min(patienceMs, ms));
+}
+
 async function answered(connection: Connection, ackSubject: string, settlement: Uint8Array | string, ms: number) {
-  const timeout = Math.max(1, Math.min(patienceMs, ms));
+  const timeout = Math.max(1, ms);
   await within(timeout, "confirming a settlement", connection.request(ackSubject, settlement, { timeout }));
 }

@@ -17,7 +17,9 @@ import type { Tally } from "./tally.ts";
 /** What an invocation has in hand for one consumer: from being delivered until being settled. */
 export interface Hand {
   take(source: Source["kind"], delivery: Delivery): void;
-  /** Deliveries that are handled or wait for a handler. */
+  /** Deliveries that are not settled. */
+  readonly size: number;
+  /** Those of them that are handled or wait for a handler. */
   readonly messages: number;
   /** Their bytes, and those of deliveries that are being settled. */
   readonly bytes: number;
@@ -65,6 +67,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       if (before?.settling) before.next = delivery;
       else if (before) leases.renew(before, delivery.ackSubject);
       else begin(key, source, delivery);
+    },
+    get size() {
+      return held.size;
     },
     get messages() {
       return held.size - settling;

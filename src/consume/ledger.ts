@@ -4,6 +4,7 @@ import { attemptsStream, attemptsSubject } from "../define/own.ts";
 import { SortieError, textOf } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
+import { isCaptured, untilLed } from "../nats/leader.ts";
 import { within } from "../nats/within.ts";
 
 /** What is known of the attempts at a message. */
@@ -53,14 +54,20 @@ interface Answer {
 export function openLedger(connection: Connection): Ledger {
   async function ask(what: string, subject: string, payload: string, ms: number, hdrs?: ReturnType<typeof headers>) {
     const name = `${what} the attempts at a message`;
+    const askOnce = (leftMs: number) => {
+      const options = { timeout: Math.max(1, leftMs), ...(hdrs && { headers: hdrs }) };
+      return within(leftMs, name, connection.request(subject, payload, options));
+    };
+    let captured: boolean | undefined;
     try {
-      const options = { timeout: Math.max(1, ms), ...(hdrs && { headers: hdrs }) };
-      return (await within(ms, name, connection.request(subject, payload, options))).json<Answer>();
+      const isThere = async (leftMs: number) => {
+        captured = await isCaptured(connection, attemptsSubject("*", "*", "*", "*"), leftMs);
+        return captured;
+      };
+      return (await untilLed({ ms, isThere }, askOnce)).json<Answer>();
     } catch (error) {
       if (error instanceof SortieError) throw error;
-      // a publish that no stream takes is answered by nobody
-      if (hdrs && error instanceof Error && /no ?responders|503/i.test(`${error.name} ${error.message}`))
-        throw missing();
+      if (captured === false) throw missing(); // what no stream takes is answered by nobody
       throw new SortieError("connection-lost", `${name}: ${textOf(error)}`, { cause: error });
     }
   }

@@ -39,43 +39,51 @@ async function pullFrom(
   { connection, clock, lingerMs }: Circumstances,
 ): Promise<"drained" | "budget"> {
   const { now, signal } = clock;
-  const puller = openPuller(connection, source, (delivery) => {
+  const { mostOutstanding } = source;
+  const puller = openPuller(connection, { ...source, bounded: mostOutstanding < Infinity }, (delivery) => {
     lastAt = now();
     hand.take(source.kind, delivery);
   });
   const leftMs = () => clock.budget.stopAt - clock.slowestMs - (lingerMs > 0 ? 20 : 0) - now();
   const handBackBy = () => clock.budget.settleBy - clock.slowestMs; // what comes later can't be handed back in time
-  const { concurrency, batch: most, maxBytes: mostBytes } = consumer;
+  const { concurrency, maxBytes: mostBytes } = consumer;
+  const most = Math.min(consumer.batch, mostOutstanding);
   let lastAt = now(); // when something came
   let flightMs = 0;
   let pulls = 0; // under way
   let drained = false;
+  let full: number | undefined; // how many deliveries in hand it was full with: it has room when one of them is settled
   let oversized = false; // the next message has more bytes than may be in hand: it comes alone
   let troubledAt: number | undefined;
   let failure: { readonly error: unknown } | undefined;
 
   function plan() {
     const none = { messages: 0, bytes: 0 };
-    if (drained || (pulls > 0 && puller.pending <= puller.underWay)) return none; // what is there has been asked for
+    // what is there has been asked for, or may not be given yet
+    if (drained || (pulls > 0 && (puller.bounded || puller.pending <= puller.underWay))) return none;
+    if (full !== undefined && hand.size >= full) return none;
     const { bytes, handlerMs } = hand;
     if (oversized) return pulls === 0 && bytes === 0 ? { messages: 1, bytes: Infinity } : none;
     const messages = hand.messages + puller.underWay;
-    return planPull({ concurrency, most, mostBytes, messages, bytes, handlerMs, flightMs, leftMs: leftMs() });
+    const plan = planPull({ concurrency, most, mostBytes, messages, bytes, handlerMs, flightMs, leftMs: leftMs() });
+    return { messages: Math.min(plan.messages, mostOutstanding - hand.size), bytes: plan.bytes };
   }
 
   async function pull(batch: number, maxBytes: number): Promise<void> {
     const asked = now();
     const waitMs = Math.max(0, Math.min(lastAt + lingerMs - asked, leftMs(), longestWaitMs));
-    const patienceMs = Math.min(2_500, handBackBy() - asked);
+    const heldThen = hand.size;
+    const patienceMs = Math.min(flightMs > 0 ? 250 + 20 * flightMs : 2_500, handBackBy() - asked);
     pulls += 1;
     try {
       const end = await puller.pull({ batch, maxBytes, waitMs, patienceMs });
-      if (waitMs === 0) {
+      if (waitMs === 0 && end !== "full" && end !== "again") {
         flightMs = now() - asked;
         clock.learn(flightMs);
       }
       oversized = end === "oversized";
-      if (end === "drained") drained = now() + 10 >= lastAt + lingerMs;
+      full = end === "full" && heldThen > 0 ? heldThen : undefined;
+      if (end === "drained" || (end === "full" && !full)) drained = now() + 10 >= lastAt + lingerMs;
       troubledAt = end === "again" ? (troubledAt ?? asked) : undefined;
     } catch (error) {
       failure = { error };
@@ -88,7 +96,7 @@ async function pullFrom(
     while (!signal.aborted && leftMs() > 0) {
       if (failure) throw failure.error;
       if (troubledAt !== undefined) {
-        if (now() - troubledAt > againForMs) throw unavailable(source);
+        if (now() - troubledAt > againForMs) break;
         await pause(Math.min(250, leftMs()), "waiting to pull again");
       }
       const { messages, bytes } = plan();
@@ -97,6 +105,8 @@ async function pullFrom(
         void hand.during(pull(messages, bytes));
       } else if (idle()) {
         if (!drained) break; // not even one would be finished
+        return "drained";
+      } else if (pulls === 0 && drained && source.kind !== "own") {
         return "drained";
       } else {
         const before = pulls;
@@ -107,6 +117,7 @@ async function pullFrom(
       }
     }
     if (failure) throw failure.error;
+    if (troubledAt !== undefined) throw unavailable(source, now() - troubledAt);
     return "budget";
   } finally {
     // what is under way comes to us, and is handed back
@@ -116,9 +127,9 @@ async function pullFrom(
   }
 }
 
-function unavailable({ stream, consumer }: Source): SortieError {
+function unavailable({ stream, consumer }: Source, ms: number): SortieError {
   return new SortieError(
     "connection-lost",
-    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${againForMs / 1_000} s: the server holds it back, or nobody leads it. Look at it: nats consumer info ${stream} ${consumer}`,
+    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${(ms / 1_000).toFixed(1)} s: the server holds it back, or nobody leads it. Look at it: nats consumer info ${stream} ${consumer}`,
   );
 }

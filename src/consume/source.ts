@@ -10,8 +10,8 @@ export interface Source {
   readonly kind: "own" | "parked" | "exhausted";
   readonly stream: string;
   readonly consumer: string;
-  /** Whether the server may hold deliveries back since too many are outstanding. */
-  readonly bounded: boolean;
+  /** How many deliveries may be outstanding, over all invocations; Infinity for any number. */
+  readonly mostOutstanding: number;
 }
 
 /** What a parked copy stands for. */
@@ -29,10 +29,13 @@ export function sourcesOf(consumer: ConsumerDefinition): Source[] {
     kind: "own",
     stream: consumer.stream.name,
     consumer: consumer.name,
-    bounded: consumer.maxAckPending !== -1,
+    mostOutstanding: consumer.maxAckPending === -1 ? Infinity : consumer.maxAckPending,
   };
   const name = companionOf(consumer);
-  return [own, ...companionsOf(consumer).map(({ kind, stream }) => ({ kind, stream, consumer: name, bounded: false }))];
+  return [
+    own,
+    ...companionsOf(consumer).map(({ kind, stream }) => ({ kind, stream, consumer: name, mostOutstanding: Infinity })),
+  ];
 }
 
 /** A parked copy as the delivery that it was. */

@@ -1,5 +1,6 @@
 import { type JetStreamClient, type JetStreamManager, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/nats-core";
+import { SortieError } from "../errors.ts";
 import type { Connection } from "./connection.ts";
 
 // The JetStream client asks for a whole NatsConnection but uses only this slice of it (and `options`, which all have).
@@ -13,10 +14,17 @@ export function managerOn(connection: Connection): Promise<JetStreamManager> {
   return jetstreamManager(whole(connection), { checkAPI: false });
 }
 
-/** Whether nobody listens on a subject: for a publish, that no stream captures it. Both generations of the client say it. */
+/** Whether nobody listens on a subject: for a publish, that no stream captures it, or that its stream has no leader. */
 export function isNoResponders(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
-  return error.name === "JetStreamNotEnabled" || ("code" in error && error.code === "503");
+  // as the two generations of the client say it, and their JetStream part
+  return error.name === "JetStreamNotEnabled" || /^no responders|^503$/i.test(error.message);
+}
+
+/** Whether an answer did not come in time, as the two generations of the client and `within` say it. */
+export function isTimeout(error: unknown): boolean {
+  if (error instanceof SortieError) return error.code === "timed-out";
+  return error instanceof Error && (error.name === "TimeoutError" || ("code" in error && error.code === "TIMEOUT"));
 }
 
 /** Whether the connected server is `wanted` ("2.12") or newer. */

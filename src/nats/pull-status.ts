@@ -2,10 +2,11 @@ import type { Msg } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
 
 /**
- * How a pull ended: `more` may be waiting; the consumer is `drained` and has nothing to give now; the next message alone is
- * `oversized`, with more bytes than were asked for; or it is to be asked `again` in a while, as after a change of leader.
+ * How a pull ended: `more` may be waiting; the consumer is `drained` and has nothing to give now; it is `full` and may not
+ * give any, for as much is outstanding as may be; the next message alone is `oversized`, with more bytes than were asked
+ * for; or it is to be asked `again` in a while, as after a change of leader.
  */
-export type PullEnd = "more" | "drained" | "oversized" | "again";
+export type PullEnd = "more" | "drained" | "full" | "oversized" | "again";
 
 /**
  * How one request ended. `lapsed`: its time was over before it was given anything; `limited`: by a limit that is known
@@ -30,10 +31,10 @@ export function endOf(message: Msg, received: number, pending: number, what: str
   const code = message.headers?.code;
   const description = message.headers?.description ?? "";
   switch (code) {
-    case 404:
-      return "drained";
+    case 404: // or it may not give any for the moment
+      return limits.outstanding && pending > 0 ? "lapsed" : "drained";
     case 408: // its time was over: with nothing to give, when there was nothing more, or in the middle of handing out
-      if (/requests pending/i.test(description)) return "drained"; // what is there was asked for before
+      if (/requests pending/i.test(description)) return "full"; // what is there was asked for before
       if (received === 0) return "lapsed";
       return pending > 0 ? "more" : "drained";
     case 409:

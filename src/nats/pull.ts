@@ -1,10 +1,12 @@
 import { createInbox } from "@nats-io/nats-core";
 import { SortieError, textOf } from "../errors.ts";
 import { type Connection, onClosed } from "./connection.ts";
+import { type ConsumerInfo, consumerInfo, isFull } from "./consumer-info.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
+import { serverIsAtLeast } from "./jetstream.ts";
 import { endOf, givenBy, type Limits, missing, type PullEnd, type RequestEnd } from "./pull-status.ts";
 import { openRequests, type Request } from "./requests.ts";
-import { point, within } from "./within.ts";
+import { point } from "./within.ts";
 
 /** What one pull asks for. */
 interface PullRequest {
@@ -27,6 +29,8 @@ export interface Puller {
   readonly underWay: number;
   /** How many more messages wait on the consumer, as the last delivery said. */
   readonly pending: number;
+  /** Whether the consumer limits what may be outstanding. */
+  readonly bounded: boolean;
   /** Gives up what is still being asked for. */
   close(): void;
 }
@@ -73,6 +77,14 @@ export function openPuller(
     requests.endAll(lost(error ? textOf(error) : "the connection was closed")),
   );
 
+  // a server before 2.10 does not answer for a consumer that is missing
+  if (!serverIsAtLeast(connection, "2.10")) {
+    consumerInfo(connection, { stream, consumer }, 5_000).then(
+      ({ error }) => error?.code === 404 && requests.endAll(missing(what)),
+      () => {},
+    );
+  }
+
   function lost(reason: string): SortieError {
     return new SortieError("connection-lost", `${what}: ${reason}`);
   }
@@ -114,7 +126,9 @@ export function openPuller(
   }
 
   async function askFor({ batch, maxBytes, waitMs, patienceMs }: PullRequest): Promise<RequestEnd> {
-    const limited = { batch: Math.min(batch, limits.batch), maxBytes: Math.min(maxBytes, limits.maxBytes) };
+    // a request for any number of bytes is none that the consumer's limit is about
+    const mostBytes = maxBytes === Infinity ? Infinity : Math.min(maxBytes, limits.maxBytes);
+    const limited = { batch: Math.min(batch, limits.batch), maxBytes: mostBytes };
     if (waitMs > 0) return ask({ ...limited, expiresMs: Math.min(waitMs, limits.expiresMs), wait: true }, patienceMs);
     const end = await ask({ ...limited, expiresMs: limits.outstanding ? 3 : 0 }, patienceMs * 0.8);
     return end === "lapsed" && pending > 0 ? ask({ ...limited, expiresMs: 25 }, patienceMs * 0.8) : end;
@@ -122,18 +136,34 @@ export function openPuller(
 
   async function pull(asked: PullRequest): Promise<PullEnd> {
     let end = await askFor(asked);
-    if (end === "limited") end = await askFor(asked);
+    for (let learnt = 0; end === "limited" && learnt < 3; learnt++) end = await askFor(asked);
     if (end === "limited") return "again";
-    if (end === "lapsed") return "drained";
+    if (end === "lapsed") return "full"; // an empty one answers at once
     if (end === "gone" || (end instanceof SortieError && end.code === "timed-out")) {
       const silence = end === "gone" ? lost("nobody answers for it, as while it has no leader") : end;
-      const explained = await explainSilence(connection, { stream, consumer }, silence, asked.patienceMs * 0.2);
-      if (explained !== "drained" || limits.outstanding) return explained;
-      limits.outstanding = true; // one that its definition does not have
-      return "more";
+      limits.outstanding ||= silence === end; // there may be a limit that its definition does not have
+      return explainSilence(silence, asked.patienceMs * 0.2);
     }
     if (end instanceof SortieError) throw end;
     return end;
+  }
+
+  /**
+   * Nobody answers a pull on a consumer that is missing, that has no leader for the moment, or that is full, nor over a
+   * connection that is dead.
+   */
+  async function explainSilence(silence: SortieError, ms: number): Promise<PullEnd> {
+    let info: ConsumerInfo;
+    try {
+      info = await consumerInfo(connection, { stream, consumer }, ms);
+    } catch (error) {
+      if (silence.code === "connection-lost") return "again";
+      throw new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${textOf(error)}`, {
+        cause: error,
+      });
+    }
+    if (info.error?.code === 404) throw missing(what, silence);
+    return isFull(info) ? "full" : "again";
   }
 
   return {
@@ -144,35 +174,12 @@ export function openPuller(
     get pending() {
       return pending;
     },
+    get bounded() {
+      return limits.outstanding;
+    },
     close() {
       listens();
       subscription.unsubscribe();
     },
   };
-}
-
-/**
- * Nobody answers a pull on a missing consumer (a server before 2.10 says not even that), on one without a leader for the
- * moment, and over a connection that is dead.
- */
-async function explainSilence(
-  connection: Connection,
-  { stream, consumer }: { stream: string; consumer: string },
-  silence: SortieError,
-  ms: number,
-): Promise<PullEnd> {
-  let code: number | undefined;
-  try {
-    const looked = connection.request(`$JS.API.CONSUMER.INFO.${stream}.${consumer}`, "", { timeout: Math.max(1, ms) });
-    const { error } = (await within(ms, "looking the consumer up", looked)).json<{ error?: { code: number } }>();
-    code = error?.code ?? 200;
-  } catch (error) {
-    if (silence.code === "connection-lost") return "again";
-    throw new SortieError("connection-lost", `${silence.message}, nor a look-up of the consumer: ${textOf(error)}`, {
-      cause: error,
-    });
-  }
-  if (code === 404) throw missing(`Consumer "${consumer}" of stream "${stream}"`, silence);
-  // there, and silent: at a max_ack_pending that its definition does not have
-  return silence.code === "timed-out" && code === 200 ? "drained" : "again";
 }

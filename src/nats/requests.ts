@@ -63,18 +63,25 @@ export function openRequests<End>(full: End): Requests<End> {
       const request = untold[at];
       if (!request) return;
       untold.splice(at, 1);
-      const unclaimed = Math.max(0, Math.min(arrived - given, request.batch));
+      const unclaimed = at === 0 ? Math.max(0, Math.min(arrived - given, request.batch)) : 0; // else an older one's
       const { given: toIt = unclaimed, end } = ending(request, unclaimed);
       given += toIt;
       told.push({ request, end, at: given });
       endThose();
     },
     giveUp(request, end) {
-      for (const list of [untold, told]) {
-        const at = list.findIndex((one) => one === request || ("request" in one && one.request === request));
-        if (at >= 0) list.splice(at, 1);
+      const at = untold.indexOf(request);
+      if (at === 0) given += Math.max(0, Math.min(arrived - given, request.batch)); // what came first was its own
+      if (at >= 0) untold.splice(at, 1);
+      const promised = told.find((one) => one.request === request);
+      if (promised) {
+        const lost = Math.max(0, promised.at - arrived); // it will not come any more
+        const later = told.splice(told.indexOf(promised)).slice(1);
+        told.push(...later.map((one) => ({ ...one, at: one.at - lost })));
+        given -= lost;
       }
       request.end(end);
+      endThose();
     },
     endAll(end) {
       const all = [...told.splice(0).map(({ request }) => request), ...untold.splice(0)];

@@ -1,7 +1,8 @@
 import { headers, type MsgHdrs } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
-import { isNoResponders, publisherOn } from "../nats/jetstream.ts";
+import { isNoResponders, isTimeout, publisherOn } from "../nats/jetstream.ts";
+import { isCaptured, untilLed } from "../nats/leader.ts";
 import { within } from "../nats/within.ts";
 import { headersSize, type Outgoing } from "./outgoing.ts";
 
@@ -27,21 +28,26 @@ export async function publish(connection: Connection, outgoing: Outgoing, ms: nu
       `The message for "${subject}" has ${payload.length} bytes and ${besides} of headers; here it may have ${limit} in all (the server's max_payload, less room for the story of a dead letter)`,
     );
   }
-  try {
+  const publishOnce = (leftMs: number) => {
     const options = {
       headers: headersFor(outgoing),
-      timeout: Math.max(1, ms),
+      timeout: Math.max(1, leftMs),
       ...(id && { msgID: id }),
       ...(stream && { expect: { streamName: stream } }),
     };
-    const ack = await within(
-      ms,
-      `publishing to "${subject}"`,
-      publisherOn(connection).publish(subject, payload, options),
-    );
+    const published = publisherOn(connection).publish(subject, payload, options);
+    return within(leftMs, `publishing to "${subject}"`, published);
+  };
+  let captured: boolean | undefined; // where nobody has taken it
+  try {
+    const isThere = async (leftMs: number) => {
+      captured = await isCaptured(connection, subject, leftMs);
+      return captured;
+    };
+    const ack = await untilLed({ ms, repeatMs: id ? 2_000 : undefined, isThere }, publishOnce);
     return { stream: ack.stream, sequence: ack.seq, duplicate: ack.duplicate };
   } catch (error) {
-    throw explain(error, stream, subject);
+    throw explain(error, stream, subject, captured);
   }
 }
 
@@ -59,9 +65,13 @@ function headersFor({ headers: values = [] }: Outgoing): MsgHdrs {
   return hdrs;
 }
 
-function explain(error: unknown, stream: string | undefined, subject: string): SortieError {
+function explain(error: unknown, stream: string | undefined, subject: string, captured?: boolean): SortieError {
   const what = `Publishing to "${subject}"${stream ? ` of stream "${stream}"` : ""}`;
   if (error instanceof SortieError) return error;
+  if (isNoResponders(error) && captured !== false) {
+    const leader = captured ? "has no leader at the moment" : "may have no leader: nobody says whether there is one";
+    return new SortieError("timed-out", `${what} reached nobody: its stream ${leader}`, { cause: error });
+  }
   if (isNoResponders(error)) {
     return new SortieError(
       "stream-missing",
@@ -75,7 +85,7 @@ function explain(error: unknown, stream: string | undefined, subject: string): S
   }
   if (error instanceof Error && error.name === "JetStreamApiError")
     return new SortieError("stream-refused", `${what} was refused: ${reason}`, { cause: error });
-  if (error instanceof Error && (error.name === "TimeoutError" || ("code" in error && error.code === "TIMEOUT"))) {
+  if (isTimeout(error)) {
     return new SortieError(
       "timed-out",
       `${what} was not confirmed in time; it may be stored all the same, so publish again with the same id`,

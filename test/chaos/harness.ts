@@ -106,9 +106,10 @@ export async function recordPlaces(prepared: Prepared): Promise<{ place: Place; 
 const lastStage = 3;
 const parkedMs = 5_200;
 
-/** Strikes the first invocation, from the place's stage on, that comes to it; answers whether one did. */
+/** Strikes the first invocation, from about the place's stage on, that comes to it; answers whether one did. */
 export async function strike(prepared: Prepared, place: Place, fault: Fault): Promise<boolean> {
-  for (let stage = 0; stage < place.stage; stage++) await invokeCleanly(prepared);
+  const before = place.stage === lastStage ? lastStage : place.stage - 1; // a retry may come sooner than it was recorded
+  for (let stage = 0; stage < before; stage++) await invokeCleanly(prepared);
   if (place.stage === lastStage) await sleep(parkedMs);
   for (let tries = 0; tries < 5; tries++) if (await struck(prepared, place, fault)) return true;
   return false;

@@ -4,16 +4,32 @@ import { connect as connectTcp } from "@nats-io/transport-node";
 import type { App } from "../../src/app.ts";
 import { type InvocationOptions, invoke } from "../../src/consume/invocation.ts";
 import type { InvocationEvent, InvocationReport } from "../../src/consume/report.ts";
-import { type Connection, connect, disconnect } from "../../src/nats/connection.ts";
+import { type Connection, disconnect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { type NatsServer, type NatsServerOptions, startNatsServer } from "../../src/testing/nats-server.ts";
+import { type ClientName, clients } from "./clients.ts";
 
-/** A nats-server of one's own with an app applied to it, and a client that is not Sortie's to look at it. */
-export interface System extends AsyncDisposable {
-  readonly server: NatsServer;
+/** A client that is not Sortie's, to look at a server. */
+export interface Observer extends AsyncDisposable {
   readonly tcp: NatsConnection;
   readonly js: JetStreamClient;
   readonly jsm: JetStreamManager;
+}
+
+/** It does not reconnect: the client's transport is global to the process, and it would take the latest one. */
+export async function observe({ tcpUrl }: Pick<NatsServer, "tcpUrl">): Promise<Observer> {
+  const tcp = await connectTcp({ servers: tcpUrl.replace("nats://", ""), reconnect: false });
+  return {
+    tcp,
+    js: jetstream(tcp),
+    jsm: await jetstreamManager(tcp, { checkAPI: false }),
+    [Symbol.asyncDispose]: () => tcp.close(),
+  };
+}
+
+/** A nats-server of one's own with an app applied to it, and a client that is not Sortie's to look at it. */
+export interface System extends Observer {
+  readonly server: NatsServer;
   /** What the invocations told, in order. */
   readonly events: InvocationEvent[];
   connect(): Promise<Connection>;
@@ -24,30 +40,32 @@ export interface System extends AsyncDisposable {
   publish(subject: string, payload: unknown, msgID?: string): Promise<number>;
 }
 
+export interface SystemOptions extends NatsServerOptions {
+  /** What Sortie connects with. @default "wsconnect", as in its adapters */
+  client?: ClientName;
+}
+
 export async function startSystem(
   app: Pick<App, "streams" | "bindings">,
-  options?: NatsServerOptions,
+  { client = "wsconnect", ...options }: SystemOptions = {},
 ): Promise<System> {
   const server = await startNatsServer(options);
-  const sortie = await connect({ url: server.url }, 5_000);
+  const connect = (ms: number): Promise<Connection> => clients[client](server, ms);
+  const sortie = await connect(5_000);
   await apply(sortie, { streams: app.streams, consumers: app.bindings.map(({ consumer }) => consumer) });
   disconnect(sortie);
-  // last, for the client's transport is global to the process: a reconnection would take the latest one
-  const tcp = await connectTcp({ servers: server.tcpUrl.replace("nats://", ""), reconnect: false });
-  const js = jetstream(tcp);
+  const observer = await observe(server);
   const events: InvocationEvent[] = [];
   const system: System = {
+    ...observer,
     server,
-    tcp,
-    js,
-    jsm: await jetstreamManager(tcp),
     events,
-    connect: () => connect({ url: server.url }, 5_000),
+    connect: () => connect(5_000),
     invoke: ({ budgetMs = 10_000, ...more } = {}) =>
       invoke({
         streams: app.streams,
         bindings: app.bindings,
-        connect: (ms) => connect({ url: server.url }, ms),
+        connect,
         deadline: Date.now() + budgetMs,
         log: (event) => events.push(event),
         ...more,
@@ -69,10 +87,10 @@ export async function startSystem(
     },
     async publish(subject, payload, msgID) {
       const data = payload instanceof Uint8Array ? payload : JSON.stringify(payload);
-      return (await js.publish(subject, data, msgID ? { msgID } : {})).seq;
+      return (await observer.js.publish(subject, data, msgID ? { msgID } : {})).seq;
     },
     async [Symbol.asyncDispose]() {
-      await tcp.close();
+      await observer[Symbol.asyncDispose]();
       await server.stop();
     },
   };

@@ -1,0 +1,86 @@
+import { AckPolicy } from "@nats-io/jetstream";
+import { describe, expect, it } from "vitest";
+import { openPuller } from "../../src/nats/pull.ts";
+import { appOf, nothing, publishJobs, type Start, unfinished, worker } from "./jobs.ts";
+
+/** What is asked for and what comes of it, where more than one pull is under way or a limit is in the way. */
+export function pulling(start: Start): void {
+  describe("pulls", () => {
+    it("that overlap end each by the server's own word on it", async () => {
+      await using system = await start(appOf(worker(), () => {}));
+      const connection = await system.connect();
+      let delivered = 0;
+      const puller = openPuller(connection, { stream: "JOBS", consumer: "worker", bounded: false }, () => delivered++);
+      const asked = { maxBytes: 1_000_000, patienceMs: 5_000 };
+      const ended: string[] = [];
+      const pull = async (name: string, batch: number, waitMs: number) => {
+        ended.push(`${name}: ${await puller.pull({ ...asked, batch, waitMs })}`);
+      };
+      const short = pull("short", 3, 500);
+      const long = pull("long", 3, 5_000);
+      await expect.poll(async () => (await system.jsm.consumers.info("JOBS", "worker")).num_waiting).toBe(2);
+      for (let n = 1; n <= 3; n++) await system.publish("jobs.do", { n }); // the server serves them in turn
+      await short;
+      await expect.poll(async () => (await system.jsm.consumers.info("JOBS", "worker")).num_waiting).toBe(1);
+      expect(ended).toEqual(["short: drained"]);
+      const { underWay } = puller;
+      expect(underWay).toBeGreaterThan(0);
+      await publishJobs(system, underWay, 4);
+      await long;
+      expect(ended).toEqual(["short: drained", "long: more"]);
+      expect(delivered).toBe(3 + underWay);
+      expect(puller.underWay).toBe(0);
+      puller.close();
+      await connection.close();
+    });
+
+    it("bring a message that has more bytes than may be in hand, alone", async () => {
+      const together: number[] = [];
+      let running = 0;
+      const app = appOf(worker({ maxBytes: 2_000 }), async ({ data }) => {
+        running += 1;
+        if (data.n === 3) together.push(running);
+        await new Promise(setImmediate);
+        running -= 1;
+      });
+      await using system = await start(app);
+      for (let n = 1; n <= 6; n++) await system.publish("jobs.do", { n, padding: "x".repeat(n === 3 ? 9_000 : 500) });
+      expect((await system.invoke()).consumers[0]).toMatchObject({ pulled: 6, acked: 6, ended: "drained" });
+      expect(together).toEqual([1]);
+      expect(await unfinished(system)).toEqual(nothing);
+    });
+
+    it("do not wait for what a consumer may not hand out, where few deliveries may be outstanding", async () => {
+      const app = appOf(worker({ maxAckPending: 3 }), ({ data }) => {
+        return new Promise((resolve) => setTimeout(resolve, data.n % 4));
+      });
+      await using system = await start(app);
+      let total = 0;
+      for (let round = 1; round <= 5; round++) {
+        await publishJobs(system, 60);
+        const { ms, consumers } = await system.invoke();
+        expect(consumers[0]).toMatchObject({ acked: 60, ended: "drained" });
+        total += ms;
+      }
+      expect(total).toBeLessThan(10_000);
+    });
+
+    it("keep the limits that someone else has set on the consumer", async () => {
+      await using system = await start(appOf(worker({ concurrency: 50 }), () => {}));
+      await system.jsm.consumers.delete("JOBS", "worker");
+      await system.jsm.consumers.add("JOBS", {
+        durable_name: "worker",
+        ack_policy: AckPolicy.Explicit,
+        filter_subject: "jobs.do",
+        max_batch: 5,
+        max_bytes: 2_000,
+        max_expires: 300e6,
+      });
+      await publishJobs(system, 100);
+      const { ms, consumers } = await system.invoke({ linger: 1_000, budgetMs: 20_000 });
+      expect(consumers[0]).toMatchObject({ pulled: 100, acked: 100, ended: "drained" });
+      expect(ms).toBeLessThan(10_000); // it lingers for a second, whatever one pull may wait
+      expect(await unfinished(system)).toEqual(nothing);
+    });
+  });
+}
