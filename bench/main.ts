@@ -1,0 +1,34 @@
+// What `npm run bench` shows: Sortie beside the bare client and beside other queues, all of it measured in this run.
+import { parseArgs } from "node:util";
+import { linger } from "./linger.ts";
+import { memory } from "./memory.ts";
+import { queues } from "./queues.ts";
+import { type Bench, createReport } from "./report.ts";
+import { roundTrips } from "./round-trips.ts";
+import { throughput } from "./throughput.ts";
+import { workerd } from "./workerd.ts";
+
+const sections: Record<string, (bench: Bench) => Promise<void>> = {
+  throughput,
+  "round-trips": roundTrips,
+  linger,
+  workerd,
+  memory,
+  queues,
+};
+const names = Object.keys(sections);
+const usage = `npm run bench -- [--quick] [--only <${names.join(" | ")}>]…`;
+
+try {
+  const options = { only: { type: "string", multiple: true }, quick: { type: "boolean", default: false } } as const;
+  const { only = names, quick } = parseArgs({ options }).values;
+  const unknown = only.find((name) => !names.includes(name));
+  if (unknown !== undefined) throw new Error(`There is no section "${unknown}".`);
+  const report = createReport(process.stdout, process.stderr);
+  for (const name of only) await sections[name]?.({ quick, report });
+  report.summary();
+} catch (error) {
+  const wrongArguments = error instanceof Error && ("code" in error || error.message.startsWith("There is no section"));
+  console.error(`\n${wrongArguments ? `${error.message} ${usage}` : error instanceof Error ? error.stack : error}`);
+  process.exitCode = 1;
+}

@@ -1,0 +1,34 @@
+import { wsconnect } from "@nats-io/nats-core";
+import { startNatsServer } from "../../src/testing/nats-server.ts";
+import { type Backlog, startBacklog } from "../backlog.ts";
+import { temporaryFolder } from "../servers.ts";
+import { invokeOn, keeping } from "../sortie.ts";
+import type { Queue } from "./queue.ts";
+
+const batch = 100;
+
+/** Sortie on a work queue in a file; `syncInterval` is nats-server's own setting, two minutes unless told otherwise. */
+export async function startSortie(syncInterval: "2m" | "always"): Promise<Queue> {
+  await using starting = new AsyncDisposableStack();
+  const store = starting.use(await temporaryFolder());
+  const config = `jetstream { store_dir: "${store.path}", sync_interval: ${syncInterval} }`;
+  const server = starting.use(await startNatsServer({ config }));
+  const nc = await wsconnect({ servers: server.url });
+  starting.defer(() => nc.close());
+  const running = starting.move();
+  let backlog: Backlog | undefined;
+  return {
+    name: syncInterval === "always" ? "Sortie, fsync always" : "Sortie",
+    server: `nats-server ${nc.info?.version}, file storage, sync_interval ${syncInterval}`,
+    ...(syncInterval === "always" && { share: 0.2 }), // it syncs once for every message that is removed
+    settings: `batch ${batch}, concurrency ${batch}, confirmed together`,
+    async fill(count) {
+      await backlog?.cleared();
+      backlog = await startBacklog(nc, count, { batch, concurrency: batch });
+    },
+    async drain(count) {
+      for (let acked = 0; backlog && acked < count; ) acked += (await invokeOn(backlog, keeping(nc))).acked;
+    },
+    [Symbol.asyncDispose]: () => running.disposeAsync(),
+  };
+}
