@@ -18,7 +18,6 @@ export async function inRounds<Figures>(
   for (let round = 0; round <= count; round++) {
     for (const [at, { name, run }] of contenders.entries()) {
       told(name, (round + at / contenders.length) / (count + 1));
-      globalThis.gc?.(); // nobody pays for the one before
       const figure = await run();
       if (round > 0) figures.get(name)?.push(figure);
     }

@@ -3,7 +3,7 @@ import { promisify } from "node:util";
 import { expect, it } from "vitest";
 
 const bench = (...args: string[]) =>
-  promisify(execFile)(process.execPath, ["--expose-gc", "bench/main.ts", ...args], {
+  promisify(execFile)(process.execPath, ["bench/main.ts", ...args], {
     env: { ...process.env, CI: "1" },
   });
 
