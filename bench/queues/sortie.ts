@@ -7,8 +7,15 @@ import type { Queue } from "./queue.ts";
 
 const batch = 100;
 
-/** Sortie on a work queue in a file; `syncInterval` is nats-server's own setting, two minutes unless told otherwise. */
-export async function startSortie(syncInterval: "2m" | "always"): Promise<Queue> {
+/**
+ * Sortie on a stream in a file; `syncInterval` is nats-server's own setting, two minutes unless told otherwise. With
+ * `always` it syncs once for every message that is stored, and for every one that a work queue removes.
+ */
+export async function startSortie(
+  name: string,
+  syncInterval: "2m" | "always" = "2m",
+  retention: "workqueue" | "limits" = "workqueue",
+): Promise<Queue> {
   await using starting = new AsyncDisposableStack();
   const store = starting.use(await temporaryFolder());
   const config = `jetstream { store_dir: "${store.path}", sync_interval: ${syncInterval} }`;
@@ -18,13 +25,13 @@ export async function startSortie(syncInterval: "2m" | "always"): Promise<Queue>
   const running = starting.move();
   let backlog: Backlog | undefined;
   return {
-    name: syncInterval === "always" ? "Sortie, fsync always" : "Sortie",
-    server: `nats-server ${nc.info?.version}, file storage, sync_interval ${syncInterval}`,
-    ...(syncInterval === "always" && { share: 0.2 }), // it syncs once for every message that is removed
+    name,
+    server: `nats-server ${nc.info?.version}, file storage, ${retention}, sync_interval ${syncInterval}`,
+    ...(syncInterval === "always" && { share: retention === "limits" ? 0.5 : 0.2 }),
     settings: `batch ${batch}, concurrency ${batch}, confirmed together`,
     async fill(count) {
       await backlog?.cleared();
-      backlog = await startBacklog(nc, count, { batch, concurrency: batch });
+      backlog = await startBacklog(nc, count, { batch, concurrency: batch, retention });
     },
     async drain(count) {
       for (let acked = 0; backlog && acked < count; ) acked += (await invokeOn(backlog, keeping(nc))).acked;
