@@ -19,16 +19,27 @@ const sections: Record<string, (bench: Bench) => Promise<void>> = {
 const names = Object.keys(sections);
 const usage = `npm run bench -- [--quick] [--only <${names.join(" | ")}>]…`;
 
-try {
-  const options = { only: { type: "string", multiple: true }, quick: { type: "boolean", default: false } } as const;
-  const { only = names, quick } = parseArgs({ options }).values;
-  const unknown = only.find((name) => !names.includes(name));
-  if (unknown !== undefined) throw new Error(`There is no section "${unknown}".`);
-  const report = createReport(process.stdout, process.stderr);
-  for (const name of only) await sections[name]?.({ quick, report });
-  report.summary();
-} catch (error) {
-  const wrongArguments = error instanceof Error && ("code" in error || error.message.startsWith("There is no section"));
-  console.error(`\n${wrongArguments ? `${error.message} ${usage}` : error instanceof Error ? error.stack : error}`);
-  process.exitCode = 1;
+const { only, quick } = options();
+const report = createReport(process.stdout, process.stderr);
+for (const name of only) {
+  try {
+    await sections[name]?.({ quick, report });
+  } catch (error) {
+    console.error(`\nThis section failed: ${error instanceof Error ? error.stack : error}`);
+    process.exitCode = 1;
+  }
+}
+report.summary();
+
+function options(): { only: readonly string[]; quick: boolean } {
+  try {
+    const options = { only: { type: "string", multiple: true }, quick: { type: "boolean", default: false } } as const;
+    const { only = names, quick } = parseArgs({ options }).values;
+    const unknown = only.find((name) => !names.includes(name));
+    if (unknown !== undefined) throw new Error(`There is no section "${unknown}".`);
+    return { only, quick };
+  } catch (error) {
+    console.error(`${error instanceof Error ? error.message : error}\n${usage}`);
+    process.exit(1);
+  }
 }

@@ -22,7 +22,7 @@ const contenders = [
 /** How much memory an invocation takes where large messages wait. */
 export async function memory({ report }: Bench): Promise<void> {
   report.section("Memory", `${count} messages of a megabyte are waiting, and a handler takes 10 ms`);
-  await using server = await startNatsServer({ config: "max_pending: 1GB" });
+  await using server = await startNatsServer({ config: "max_pending: 1GB, write_deadline: 60s" });
   const nc = await wsconnect({ servers: server.url });
   const [js, jsm] = [jetstream(nc), await jetstreamManager(nc)];
   const rows: { name: string; free: Peak; collecting: Peak }[] = [];
@@ -46,8 +46,14 @@ export async function memory({ report }: Bench): Promise<void> {
     }),
   );
   report.table(
-    ["peak above the start", "held", "resident", "held or not collected yet"],
-    rows.map(({ name, free, collecting }) => [name, mib(collecting.held), mib(free.resident), mib(free.held)]),
+    ["peak above the start", "held", "resident", "held or not collected yet", "handled"],
+    rows.map(({ name, free, collecting }) => [
+      name,
+      mib(collecting.held),
+      mib(free.resident),
+      mib(free.held),
+      `${free.handled}`,
+    ]),
   );
   report.note(
     "Held: on the heap and in array buffers while a collection runs every few milliseconds. Left alone, Node",

@@ -144,7 +144,11 @@ function show(report: Report, results: ReadonlyMap<string, Parts[]>, rtt: number
   );
   report.note("It asks for no more than is there, but where the table says so: its fetch waits for the rest.");
   const trips = (claim: string, { ms, flights }: Part, most: number) =>
-    report.target(claim, `${flights} flight${flights === 1 ? "" : "s"}, ${(ms / rtt).toFixed(2)} round trips`, flights <= most);
+    report.target(
+      claim,
+      `${flights} flight${flights === 1 ? "" : "s"}, ${(ms / rtt).toFixed(2)} round trips`,
+      flights <= most,
+    );
   trips("From start to first message, cold, in two round trips", of("Sortie cold, 10", "first"), 2);
   trips("From last handler to safe end, cold, in one", of("Sortie cold, 10", "end"), 1);
   trips("From last handler to safe end, warm, in one", of("Sortie warm, 10", "end"), 1);
