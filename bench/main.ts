@@ -30,6 +30,7 @@ for (const name of only) {
   }
 }
 report.summary();
+process.exit(); // whatever a failed section has left open; its servers go with us
 
 function options(): { only: readonly string[]; quick: boolean } {
   try {

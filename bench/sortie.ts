@@ -3,7 +3,10 @@ import type { ConsumerReport, InvocationEvent } from "../src/consume/report.ts";
 import { type Connection, connect } from "../src/nats/connection.ts";
 import type { Backlog } from "./backlog.ts";
 
-/** One invocation over a backlog; it throws where not everything that it pulled was acknowledged and confirmed. */
+/**
+ * One invocation over a backlog; it throws where not everything that it pulled was acknowledged, or handed back when its time
+ * was over, and confirmed.
+ */
 export async function invokeOn(
   { app: { streams, bindings } }: Pick<Backlog, "app">,
   options: Pick<InvocationOptions, "connect"> & Partial<InvocationOptions>,
@@ -13,7 +16,7 @@ export async function invokeOn(
   const invocation = { deadline: Date.now() + 60_000, log, ...options };
   const { consumers } = await invoke({ streams, bindings, ...invocation });
   const [report] = consumers;
-  if (!report || report.ended === "failed" || report.acked !== report.pulled)
+  if (!report || report.ended === "failed" || report.acked + report.returned !== report.pulled)
     throw new Error(`An invocation did not do what it was to: ${JSON.stringify([...consumers, events[0]])}`);
   return report;
 }
