@@ -1,8 +1,8 @@
 // Brings what this repository needs, then runs the command it was given: `node scripts/setup.mjs vitest run`.
 // Plain JavaScript for whatever Node the machine has; all that it brings lands in node_modules/ and .cache/.
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { delimiter, dirname, join } from "node:path";
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { basename, delimiter, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { debianSource, unpackFromDebian } from "./debian.mjs";
 
@@ -28,8 +28,10 @@ class SetupError extends Error {}
 
 const command = process.argv.slice(2);
 const testing = command[0] === "vitest";
+const benching = command.some((word) => word.endsWith("bench/main.ts"));
 const serving =
   testing ||
+  benching ||
   command.some((word) => /picture/.test(word)) ||
   (command.includes("scripts/tour.ts") && !process.env.NATS_URL);
 mkdirSync(cache, { recursive: true });
@@ -53,6 +55,7 @@ try {
   await bringPackages();
   if (serving) await bringNatsServer();
   if (testing) await bringOldNatsServers();
+  if (benching && command.join(" ").match(/^(?!.*--only)|queues/)) await bringOtherQueues();
   if (!isBuilt()) await step("Building", () => run("npm", ["run", "build"], "mend what it says"));
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
@@ -170,6 +173,62 @@ function unpackNatsServer(source, suite, home) {
   return unpackFromDebian({ source, suite, packages: ["nats-server"], home, run: runApt });
 }
 
+/**
+ * Redis and PostgreSQL, which the bench compares with: those on the PATH, those that Debian keeps elsewhere, or those of
+ * the machine's own Debian suite, unpacked beside the project. Without them the bench leaves out what needs them.
+ */
+async function bringOtherQueues() {
+  const home = join(cache, "queues");
+  const packages = { "redis-server": "redis-server", initdb: "postgresql" };
+  const missing = () =>
+    Object.keys(packages).filter((program) => spawnSync(program, ["--version"], { env: env() }).status !== 0);
+  if (missing().length > 0) tools.push(...postgresIn("/usr/lib/postgresql"), join(home, "bin"));
+  if (missing().length === 0) return;
+  const source = debianSource();
+  if (!source) {
+    console.error(`Without ${missing().map((program) => packages[program])} on the PATH the bench leaves them out.`);
+    return;
+  }
+  try {
+    const wanted = missing().map((program) => packages[program]);
+    await step(`Fetching ${wanted.join(" and ")} from Debian`, () =>
+      unpackFromDebian({
+        source,
+        packages: wanted,
+        home,
+        run: (name, args, cwd) => run(name, args, offline("Debian's mirror"), cwd),
+      }),
+    );
+    wrapPrograms(home);
+  } catch (error) {
+    if (!(error instanceof SetupError)) throw error;
+    console.error(`${error.message}\nThe bench leaves them out.`);
+  }
+}
+
+/** Debian keeps a folder of programs for each version of PostgreSQL, off the PATH; the newest one's. */
+function postgresIn(folder) {
+  const versions = existsSync(folder) ? readdirSync(folder).sort((a, b) => Number(b) - Number(a)) : [];
+  return versions.slice(0, 1).map((version) => join(folder, version, "bin"));
+}
+
+/** Programs in `bin` that start those unpacked in `home` with the libraries that were unpacked beside them. */
+function wrapPrograms(home) {
+  mkdirSync(join(home, "bin"), { recursive: true });
+  const library = join(home, "usr", "lib");
+  const libraries = readdirSync(library).filter((name) => name.includes("-linux-gnu"));
+  const path = libraries.map((name) => join(library, name)).join(delimiter);
+  const postgres = postgresIn(join(library, "postgresql")).flatMap((bin) => [
+    join(bin, "initdb"),
+    join(bin, "postgres"),
+  ]);
+  for (const program of [join(home, "usr", "bin", "redis-server"), ...postgres].filter(existsSync)) {
+    const wrapper = join(home, "bin", basename(program));
+    writeFileSync(wrapper, `#!/bin/sh\nLD_LIBRARY_PATH='${path}' exec '${program}' "$@"\n`);
+    chmodSync(wrapper, 0o755);
+  }
+}
+
 /** Whether the last file that a build makes is newer than all that goes into it. */
 function isBuilt() {
   const last = join(root, "build/worker/worker.js");
@@ -214,7 +273,7 @@ function offline(what) {
   return `look at what it says; if ${what} could not be reached, check this machine's network and run this again`;
 }
 
-/** Runs to the end, quietly; on failure shows the end of what the command said, then one sentence. */
+/** Runs to the end, quietly, and answers what the command said; on failure shows the end of what the command said, then one sentence. */
 function run(command, args, advice, cwd = root) {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, { cwd, env: env(), stdio: ["ignore", "pipe", "pipe"], detached: true });
@@ -224,7 +283,7 @@ function run(command, args, advice, cwd = root) {
     child.on("error", (error) => reject(new SetupError(`\`${command}\` did not start (${error.message}): ${advice}.`)));
     child.on("close", (code) => {
       current = undefined;
-      if (code === 0) return resolve();
+      if (code === 0) return resolve(said);
       writeFileSync(join(cache, "setup.log"), said);
       const end = said.trim().split("\n").slice(-12).join("\n");
       const what = [command, ...args.filter((arg) => !/^-|[=/]/.test(arg))].join(" ");
