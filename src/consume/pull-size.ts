@@ -4,8 +4,11 @@ export interface InHand {
   /** The most messages, and bytes, to have in hand. */
   readonly most: number;
   readonly mostBytes: number;
-  /** What is in hand or on its way: messages that are handled or will be, and the bytes of all that is not gone. */
+  /** What is in hand or on its way: messages that are handled or will be, */
   readonly messages: number;
+  /** all that is not settled, */
+  readonly unsettled: number;
+  /** and the bytes of that. */
   readonly bytes: number;
   /** How long a handler takes, in milliseconds; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
@@ -31,6 +34,8 @@ export function planPull(hand: InHand): { messages: number; bytes: number } {
   }
   // several at once: asking for each place as it becomes free would be a round trip for each
   const againAt = wanted - Math.ceil(Math.min(wanted, perFlight) / 2);
-  const bytes = hand.mostBytes - hand.bytes;
-  return { messages: bytes > 0 && hand.messages <= againAt ? wanted - hand.messages : 0, bytes };
+  // the server may settle more slowly than handlers handle; and two pulls are to be under way at the same time
+  const room = Math.min(wanted - hand.messages, 2 * most - hand.unsettled);
+  const bytes = Math.min(Math.ceil(hand.mostBytes / 2), hand.mostBytes - hand.bytes);
+  return { messages: bytes > 0 && hand.messages <= againAt ? Math.max(0, room) : 0, bytes };
 }

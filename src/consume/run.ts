@@ -51,6 +51,7 @@ async function pullFrom(
   let lastAt = now(); // when something came
   let flightMs = 0;
   let pulls = 0; // under way
+  let bytesUnderWay = 0; // at most
   let drained = false;
   let full: number | undefined; // how many deliveries in hand it was full with: it has room when one of them is settled
   let oversized = false; // the next message has more bytes than may be in hand: it comes alone
@@ -63,9 +64,14 @@ async function pullFrom(
     if (drained || (pulls > 0 && (puller.bounded || puller.pending <= puller.underWay))) return none;
     if (full !== undefined && hand.size >= full) return none;
     const { bytes, handlerMs } = hand;
-    if (oversized) return pulls === 0 && bytes === 0 ? { messages: 1, bytes: Infinity } : none;
-    const messages = hand.messages + puller.underWay;
-    const plan = planPull({ concurrency, most, mostBytes, messages, bytes, handlerMs, flightMs, leftMs: leftMs() });
+    if (oversized) return pulls === 0 && hand.size === 0 ? { messages: 1, bytes: Infinity } : none;
+    const { underWay } = puller;
+    const inHand = {
+      messages: hand.messages + underWay,
+      unsettled: hand.size + underWay,
+      bytes: bytes + bytesUnderWay,
+    };
+    const plan = planPull({ ...inHand, concurrency, most, mostBytes, handlerMs, flightMs, leftMs: leftMs() });
     return { messages: Math.min(plan.messages, mostOutstanding - hand.size), bytes: plan.bytes };
   }
 
@@ -75,6 +81,7 @@ async function pullFrom(
     const heldThen = hand.size;
     const patienceMs = Math.min(flightMs > 0 ? 250 + 20 * flightMs : 2_500, handBackBy() - asked);
     pulls += 1;
+    bytesUnderWay += maxBytes;
     try {
       const end = await puller.pull({ batch, maxBytes, waitMs, patienceMs });
       if (waitMs === 0 && end !== "full" && end !== "again") {
@@ -89,6 +96,7 @@ async function pullFrom(
       failure = { error };
     } finally {
       pulls -= 1;
+      bytesUnderWay = pulls === 0 ? 0 : bytesUnderWay - maxBytes; // Infinity less itself is no number
     }
   }
 
@@ -100,7 +108,7 @@ async function pullFrom(
         await pause(Math.min(250, leftMs()), "waiting to pull again");
       }
       const { messages, bytes } = plan();
-      const idle = () => pulls === 0 && hand.messages === 0 && (drained || hand.bytes === 0);
+      const idle = () => pulls === 0 && hand.messages === 0 && (drained || hand.size === 0);
       if (messages > 0) {
         void hand.during(pull(messages, bytes));
       } else if (idle()) {

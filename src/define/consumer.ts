@@ -35,7 +35,7 @@ export interface ConsumerOptions<Filter extends string> {
   concurrency?: number;
   /** The most messages that one invocation has in hand at the same time, those that wait for a handler included. @default 256 */
   batch?: number;
-  /** The most bytes that it has in hand; one message may always be as large as the server takes. @default 32 MiB */
+  /** The most bytes that it has in hand; one message may always be as large as the server takes. @default 16 MiB */
   maxBytes?: number;
   /**
    * `"together"`: acknowledgements leave together, and the server's answer to the last confirms them all; `"each"`: it
@@ -92,7 +92,7 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
   assertName(name, what);
   const filters = filtersOf(stream, options.filter, what);
   const { concurrency = 16, retry = { attempts: 5, backoff: exponential("1s", { max: "5m" }) }, deadLetter } = options;
-  const { managed = true, confirm = "together", maxBytes = 32 * 1024 * 1024 } = options;
+  const { managed = true, confirm = "together", maxBytes = 16 * 1024 * 1024 } = options;
   const { maxAckPending = managed ? -1 : 1_000, batch = Math.max(256, concurrency) } = options;
   assertCounts({ concurrency, batch, maxBytes }, what);
   assertRetryPolicy(retry, what);

@@ -140,6 +140,7 @@ describe("whatever is in hand", () => {
     mostBytes: fc.integer({ min: 1, max: 1e8 }),
     messages: fc.integer({ min: 0, max: 6_000 }),
     bytes: fc.integer({ min: 0, max: 2e8 }),
+    settling: fc.integer({ min: 0, max: 6_000 }),
     handlerMs: fc.option(fc.double({ min: 0, max: 100_000, noNaN: true }), { nil: undefined }),
     flightMs: fc.integer({ min: 0, max: 2_000 }),
     leftMs: fc.integer({ min: -1_000, max: 900_000 }),
@@ -147,12 +148,14 @@ describe("whatever is in hand", () => {
 
   it("asks for no more than is allowed, and for no more than will be finished", () => {
     fc.assert(
-      fc.property(hands, (hand) => {
+      fc.property(hands, ({ settling, ...known }) => {
+        const hand = { ...known, unsettled: known.messages + settling };
         const { messages, bytes } = planPull(hand);
         expect(Number.isInteger(messages) && messages >= 0).toBe(true);
         if (messages === 0) return;
         expect(hand.messages + messages).toBeLessThanOrEqual(hand.most);
-        expect(bytes).toBe(hand.mostBytes - hand.bytes);
+        expect(hand.unsettled + messages).toBeLessThanOrEqual(2 * hand.most);
+        expect(bytes).toBeLessThanOrEqual(hand.mostBytes - hand.bytes);
         expect(bytes).toBeGreaterThan(0);
         const all = hand.messages + messages;
         if (hand.handlerMs === undefined) expect(all).toBeLessThanOrEqual(hand.concurrency);
@@ -217,7 +220,7 @@ function simulate(given: {
     }
     const underWay = arrivals.filter(({ at }) => at > now).reduce((sum, { messages }) => sum + messages, 0);
     const messages = waiting + ends.length + underWay;
-    const known = { concurrency, most, mostBytes: 1, bytes: 0, messages, handlerMs, flightMs };
+    const known = { concurrency, most, mostBytes: 1, bytes: 0, messages, unsettled: messages, handlerMs, flightMs };
     const asks = planPull({ ...known, leftMs: totalMs - now - flightMs });
     if (asks.messages > 0) arrivals.push({ at: now + flightMs, messages: asks.messages });
   }
