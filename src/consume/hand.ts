@@ -27,7 +27,9 @@ export interface Hand {
   readonly handlerMs: number | undefined;
   /** Lets acknowledgements gather while more may come of a pull. */
   during<T>(pull: Promise<T>): Promise<T>;
-  /** Resolves when a condition is true; it is asked whenever something has left the hand or a pull has ended. */
+  /** Calls back whenever something has left the hand or a pull has ended; what it returns ends that. */
+  onChange(listener: () => void): () => void;
+  /** Resolves when a condition is true, as of such a change. */
   until(condition: () => boolean): Promise<void>;
   /** Resolves when all that is in hand has been settled. */
   emptied(): Promise<void>;
@@ -39,6 +41,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   const { now } = clock;
   const held = new Map<Held["key"], Held>();
   const queue: Held[] = []; // waits for a handler
+  const listeners = new Set<() => void>();
   const suspects = new Map<Held, Attempts>(); // waits for a turn to run alone
   const acknowledged = new Map<Promise<void>, Held[]>(); // by what confirms them
   let running = 0; // handlers
@@ -48,7 +51,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   let handlerMs: number | undefined;
   let stopped = false;
   let starting = false;
-  let waiting: { readonly condition: () => boolean; readonly resolve: () => void }[] = [];
+  let telling = false;
 
   const confirmation =
     consumer.confirm === "each"
@@ -90,10 +93,19 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
         tell();
       }
     },
+    onChange(listener) {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
     until(condition) {
       return new Promise((resolve) => {
-        waiting.push({ condition, resolve });
-        tell();
+        const listens = hand.onChange(look);
+        look();
+        function look() {
+          if (!condition()) return;
+          listens();
+          resolve();
+        }
       });
     },
     async emptied() {
@@ -128,14 +140,14 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     tell();
   }
 
+  /** Once for all that came in one piece, and before what is acknowledged of it leaves: in one frame with that. */
   function tell(): void {
-    if (waiting.length === 0) return;
-    const asked = waiting;
-    waiting = [];
-    for (const one of asked) {
-      if (one.condition()) one.resolve();
-      else waiting.push(one);
-    }
+    if (telling) return;
+    telling = true;
+    queueMicrotask(() => {
+      telling = false;
+      for (const listener of listeners) listener();
+    });
   }
 
   function enqueue(one: Held): void {

@@ -32,6 +32,7 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   return report;
 }
 
+/** Pulls from one source whenever the hand has room for more, until nothing is left there or the time is over. */
 async function pullFrom(
   source: Source,
   { consumer }: Binding,
@@ -48,31 +49,56 @@ async function pullFrom(
   const handBackBy = () => clock.budget.settleBy - clock.slowestMs; // what comes later can't be handed back in time
   const { concurrency, maxBytes: mostBytes } = consumer;
   const most = Math.min(consumer.batch, mostOutstanding);
+  const ended = Promise.withResolvers<"drained" | "budget">();
   let lastAt = now(); // when something came
   let flightMs = 0;
   let pulls = 0; // under way
   let bytesUnderWay = 0; // at most
   let drained = false;
+  let again = false; // once more when the last handler has ended
   let full: number | undefined; // how many deliveries in hand it was full with: it has room when one of them is settled
   let oversized = false; // the next message has more bytes than may be in hand: it comes alone
   let troubledAt: number | undefined;
-  let failure: { readonly error: unknown } | undefined;
+  let pausing = false;
+
+  const listens = hand.onChange(look);
+  look();
+  try {
+    return await point("waiting for handlers, or for deliveries", ended.promise);
+  } finally {
+    listens();
+    // what is under way comes to us, and is handed back
+    const come = hand.until(() => pulls === 0);
+    await within(handBackBy() - now(), "waiting for what is under way", come).catch(() => {});
+    puller.close();
+  }
+
+  /** Asks for more where there is room: in the flight of what made the room. */
+  function look(): void {
+    if (pausing) return;
+    if (signal.aborted || leftMs() <= 0) {
+      if (troubledAt === undefined) ended.resolve("budget");
+      else ended.reject(unavailable(source, now() - troubledAt));
+      return;
+    }
+    if (again && hand.messages === 0) again = drained = false;
+    const { messages, bytes } = plan();
+    if (messages > 0) void hand.during(pull(messages, bytes));
+    else if (pulls === 0 && drained && !again) ended.resolve("drained");
+    else if (pulls === 0 && hand.size === 0) ended.resolve("budget"); // not even one would be finished
+  }
 
   function plan() {
     const none = { messages: 0, bytes: 0 };
     // what is there has been asked for, or may not be given yet
     if (drained || (pulls > 0 && (puller.bounded || puller.pending <= puller.underWay))) return none;
     if (full !== undefined && hand.size >= full) return none;
-    const { bytes, handlerMs } = hand;
     if (oversized) return pulls === 0 && hand.size === 0 ? { messages: 1, bytes: Infinity } : none;
     const { underWay } = puller;
-    const inHand = {
-      messages: hand.messages + underWay,
-      unsettled: hand.size + underWay,
-      bytes: bytes + bytesUnderWay,
-    };
-    const plan = planPull({ ...inHand, concurrency, most, mostBytes, handlerMs, flightMs, leftMs: leftMs() });
-    return { messages: Math.min(plan.messages, mostOutstanding - hand.size), bytes: plan.bytes };
+    const [messages, unsettled] = [hand.messages + underWay, hand.size + underWay];
+    const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs: hand.handlerMs };
+    const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
+    return { ...planned, messages: Math.min(planned.messages, mostOutstanding - hand.size) };
   }
 
   async function pull(batch: number, maxBytes: number): Promise<void> {
@@ -90,48 +116,26 @@ async function pullFrom(
       }
       oversized = end === "oversized";
       full = end === "full" && heldThen > 0 ? heldThen : undefined;
-      if (end === "drained" || (end === "full" && !full)) drained = now() + 10 >= lastAt + lingerMs;
+      if (end === "drained" || (end === "full" && !full)) {
+        drained = now() + 10 >= lastAt + lingerMs;
+        again = drained && source.kind === "own" && hand.messages > 0;
+      }
       troubledAt = end === "again" ? (troubledAt ?? asked) : undefined;
+      if (troubledAt !== undefined) void lookLater(troubledAt);
     } catch (error) {
-      failure = { error };
+      ended.reject(error);
     } finally {
       pulls -= 1;
       bytesUnderWay = pulls === 0 ? 0 : bytesUnderWay - maxBytes; // Infinity less itself is no number
     }
   }
 
-  try {
-    while (!signal.aborted && leftMs() > 0) {
-      if (failure) throw failure.error;
-      if (troubledAt !== undefined) {
-        if (now() - troubledAt > againForMs) break;
-        await pause(Math.min(250, leftMs()), "waiting to pull again");
-      }
-      const { messages, bytes } = plan();
-      const idle = () => pulls === 0 && hand.messages === 0 && (drained || hand.size === 0);
-      if (messages > 0) {
-        void hand.during(pull(messages, bytes));
-      } else if (idle()) {
-        if (!drained) break; // not even one would be finished
-        return "drained";
-      } else if (pulls === 0 && drained && source.kind !== "own") {
-        return "drained";
-      } else {
-        const before = pulls;
-        const changed = hand.until(() => signal.aborted || pulls < before || idle() || plan().messages > 0);
-        await point("waiting for handlers, or for deliveries", changed);
-        // handlers still ran: another look when the last of them has ended, in the flight that settles its message
-        if (drained && before === 0) drained = false;
-      }
-    }
-    if (failure) throw failure.error;
-    if (troubledAt !== undefined) throw unavailable(source, now() - troubledAt);
-    return "budget";
-  } finally {
-    // what is under way comes to us, and is handed back
-    const come = hand.until(() => pulls === 0);
-    await within(handBackBy() - now(), "waiting for what is under way", come).catch(() => {});
-    puller.close();
+  async function lookLater(since: number): Promise<void> {
+    if (now() - since > againForMs) return ended.reject(unavailable(source, now() - since));
+    pausing = true;
+    await pause(Math.min(250, leftMs()), "waiting to pull again");
+    pausing = false;
+    look();
   }
 }
 
