@@ -15,7 +15,7 @@ import { connect, disconnect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import type { NatsServer } from "../../src/testing/nats-server.ts";
 import { startProxy } from "../support/peers.ts";
-import { ackWaitMs, attempts, type Fate, fateOf, messages, scenario } from "./scenario.ts";
+import { ackWaitMs, fateOf, messages, type ScenarioOptions, scenario } from "./scenario.ts";
 import type { Orders } from "./victim.ts";
 
 /** What can happen to an invocation at a point. */
@@ -49,12 +49,13 @@ export async function prepare(
   observed: Observed,
   run: string,
   folder: string,
-  { numbers = messages, fate = fateOf }: { numbers?: readonly number[]; fate?: (n: number) => Fate } = {},
+  { numbers = messages, ...options }: ScenarioOptions & { numbers?: readonly number[] } = {},
 ) {
   const { server, tcp } = observed;
   const log = join(folder, run);
   writeFileSync(log, "");
-  const made = scenario(run, log, { fate });
+  const made = scenario(run, log, options);
+  const { fate = fateOf } = options;
   const { app, worker } = made;
   const connection = await connect({ url: server.url }, 5_000);
   await apply(connection, { streams: app.streams, consumers: [worker] });
@@ -111,7 +112,7 @@ export async function strike(prepared: Prepared, place: Place, fault: Fault): Pr
   const before = place.stage === lastStage ? lastStage : place.stage - 1; // a retry may come sooner than it was recorded
   for (let stage = 0; stage < before; stage++) await invokeCleanly(prepared);
   if (place.stage === lastStage) await sleep(parkedMs);
-  for (let tries = 0; tries < 5; tries++) if (await struck(prepared, place, fault)) return true;
+  for (let tries = 0; tries < 10; tries++) if (await struck(prepared, place, fault)) return true;
   return false;
 }
 
@@ -211,7 +212,8 @@ export function resultsFor(numbers: readonly number[]): Map<string, number> {
 
 /** All invariants, as the server bears them out; `reasons` for which a message that always fails may be dead as well. */
 export async function expectInvariants(prepared: Prepared, reasons: readonly string[] = []): Promise<void> {
-  const { jobs, numbers, fate } = prepared;
+  const { jobs, numbers, fate, worker } = prepared;
+  const { attempts } = worker.retry;
   const { streams } = await prepared.jsm();
   const starts = startsIn(prepared);
   const failed = numbers.filter((n) => fate(n) === "fails for good");

@@ -15,7 +15,7 @@ import {
   startVictim,
   untilQuiet,
 } from "./harness.ts";
-import { attempts, messages } from "./scenario.ts";
+import { messages } from "./scenario.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "sortie-poison-"));
 let observed: Observed;
@@ -53,7 +53,7 @@ describe("a message that kills its function", () => {
         }
         await end;
       });
-      expect(await deadLettersOf(prepared)).toEqual([{ n, reason: "function-died", attempts }]);
+      expect(await deadLettersOf(prepared)).toEqual([{ n, reason: "function-died", attempts: 3 }]);
       const others = messages.filter((other) => other !== n);
       expect(await resultsOf(prepared)).toEqual(resultsFor(others));
       // the first death cannot be told from a neighbour's: it is not charged

@@ -13,13 +13,19 @@ export function fateOf(n: number): Fate {
   return (["publishes", "fails once", "fails for good", "times out once", "succeeds"] as const)[n % 5] as Fate;
 }
 
-/** As many messages as one likes, most of which simply publish. */
-export function fateInSoak(n: number): Fate {
-  if (n % 50 === 1) return "fails once";
-  return n % 200 === 2 ? "fails for good" : "publishes";
-}
+/**
+ * As many messages as one likes, most of which simply publish. Each strike is an attempt of those whose publish it cuts off,
+ * so that there are more of them.
+ */
+export const soak: ScenarioOptions = {
+  fate(n) {
+    if (n % 50 === 1) return "fails once";
+    return n % 200 === 2 ? "fails for good" : "publishes";
+  },
+  concurrency: 50,
+  attempts: 12,
+};
 
-export const attempts = 3;
 export const ackWaitMs = 1_000;
 
 const Numbered = z.object({ n: z.number() });
@@ -27,13 +33,15 @@ const Numbered = z.object({ n: z.number() });
 export interface ScenarioOptions {
   readonly fate?: (n: number) => Fate;
   readonly concurrency?: number;
+  /** How often a handler is started. @default 3 */
+  readonly attempts?: number;
   /** A message from whose handler nobody returns. */
   readonly poisonous?: { readonly n: number; readonly kill: () => unknown };
 }
 
 /** An app over streams that are named for one run of the harness. Each start of a handler is a line of the file `log`. */
 export function scenario(run: string, log: string, options: ScenarioOptions = {}) {
-  const { fate = fateOf, concurrency = 5, poisonous } = options;
+  const { fate = fateOf, concurrency = 5, attempts = 3, poisonous } = options;
   const jobs = defineStream(`JOBS_${run}`, { subjects: { [`jobs.${run}`]: Numbered }, retention: "workqueue" });
   const results = defineStream(`RESULTS_${run}`, { subjects: { [`results.${run}.*.*`]: Numbered } });
   const dead = defineStream(`DEAD_${run}`, { captures: [`dead.${run}`] });

@@ -16,7 +16,7 @@ import {
   prepare,
   startVictim,
 } from "./harness.ts";
-import { ackWaitMs, fateInSoak } from "./scenario.ts";
+import { ackWaitMs, soak } from "./scenario.ts";
 
 // npm run chaos: 200,000 messages. Within npm test: a few thousand.
 const full = process.env.CHAOS === "full";
@@ -39,7 +39,7 @@ afterAll(async () => {
 describe(`${count} messages, with functions killed, frozen and cut off at random`, () => {
   it("are all handled, or dead-lettered for their reason", { timeout: 1_800_000 }, async () => {
     const numbers = Array.from({ length: count }, (_, n) => n);
-    const prepared = await prepare(observed, "soak", folder, { numbers, fate: fateInSoak });
+    const prepared = await prepare(observed, "soak", folder, { numbers, ...soak });
     const { server, run, log } = prepared;
     await using proxy = await startProxy(server.url);
     const start = () => startVictim({ url: proxy.url, run, log, budgetMs: 3_000, soak: true });

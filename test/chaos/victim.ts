@@ -2,7 +2,7 @@ import { readSync, writeSync } from "node:fs";
 import { invoke } from "../../src/consume/invocation.ts";
 import { connect } from "../../src/nats/connection.ts";
 import { crashPoints } from "../../src/nats/within.ts";
-import { fateInSoak, scenario } from "./scenario.ts";
+import { soak as inSoak, scenario } from "./scenario.ts";
 
 /** What the harness asks of a process that runs one invocation. */
 export interface Orders {
@@ -42,7 +42,7 @@ const kills = {
   },
 };
 const { app } = soak
-  ? scenario(run, log, { fate: fateInSoak, concurrency: 50 })
+  ? scenario(run, log, inSoak)
   : scenario(run, log, { ...(poison && { poisonous: { n: poison.n, kill: kills[poison.by] } }) });
 
 async function once() {
