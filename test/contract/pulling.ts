@@ -53,13 +53,15 @@ export function pulling(start: Start): void {
         return new Promise((resolve) => setTimeout(resolve, data.n % 4));
       });
       await using system = await start(app);
-      let total = 0;
-      for (let round = 1; round <= 5; round++) {
-        await publishJobs(system, 60);
+      await publishJobs(system, 300);
+      let [invocations, acked, total] = [0, 0, 0];
+      while (acked < 300 && invocations < 10) {
         const { ms, consumers } = await system.invoke();
-        expect(consumers[0]).toMatchObject({ acked: 60, ended: "drained" });
+        invocations += 1;
+        acked += consumers[0]!.acked;
         total += ms;
       }
+      expect(acked).toBe(300); // in one invocation, unless the server was so busy that it served none in time
       expect(total).toBeLessThan(10_000);
     });
 
