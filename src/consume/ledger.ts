@@ -64,7 +64,8 @@ export function openLedger(connection: Connection): Ledger {
         captured = await isCaptured(connection, attemptsSubject("*", "*", "*", "*"), leftMs);
         return captured;
       };
-      return (await untilLed({ ms, isThere }, askOnce)).json<Answer>();
+      const repeatMs = hdrs ? undefined : 1_000; // what is written twice conflicts with itself
+      return (await untilLed({ ms, repeatMs, isThere }, askOnce)).json<Answer>();
     } catch (error) {
       if (error instanceof SortieError) throw error;
       if (captured === false) throw missing(); // what no stream takes is answered by nobody

@@ -4,15 +4,18 @@ import { pause, within } from "./within.ts";
 
 const pauseMs = 100;
 
+/** How long to wait for the word of a cluster that may have no leader itself. */
+const lookMs = 1_000;
+
 interface Asking {
   /** For so long at most. */
   readonly ms: number;
   /**
-   * Where asking twice does no harm: how long to wait for an answer before asking again, for what the old leader was asked
-   * is lost with it.
+   * Where asking twice does no harm: how long to wait for an answer before asking again, longer each time. What the old
+   * leader was asked is lost with it.
    */
   readonly repeatMs?: number | undefined;
-  /** Whether there is something that could get a leader, where nobody answers. @default there is */
+  /** Whether there is something that could get a leader; undefined where nobody says. @default there is */
   isThere?(leftMs: number): Promise<boolean | undefined>;
 }
 
@@ -26,15 +29,20 @@ export async function untilLed<T>(
 ): Promise<T> {
   const until = Date.now() + ms;
   const leftMs = () => until - Date.now();
-  for (let known = false; ; ) {
+  let known = false;
+  for (let patienceMs = repeatMs; ; ) {
     try {
-      return await ask(Math.min(repeatMs, leftMs()));
+      return await ask(Math.min(patienceMs, leftMs()));
     } catch (error) {
       if (leftMs() <= pauseMs) throw error;
-      if (isTimeout(error)) continue; // of which there is one before the end only where it is to be repeated
+      if (isTimeout(error)) {
+        patienceMs *= 2; // it may as well be a server that is slow
+        continue;
+      }
       if (!isNoResponders(error)) throw error;
-      known ||= (await isThere(leftMs())) === true;
-      if (!known) throw error;
+      const found: boolean | undefined = known || (await isThere(Math.min(lookMs, leftMs())));
+      if (found === false || leftMs() <= 0) throw error;
+      known = found === true;
     }
     await pause(Math.min(pauseMs, leftMs()), "waiting for a leader");
   }

@@ -38,7 +38,7 @@ export interface Puller {
 /**
  * Pulls from one consumer over one subscription. A pull that does not wait carries `no_wait`; where deliveries may be
  * outstanding up to a limit (`bounded`) an `expires` of a few milliseconds as well, for the server leaves a bare `no_wait`
- * unanswered once the limit is reached. A busy server may let these pass unserved: where the last delivery said that more
+ * unanswered once the limit is reached. A busy server may let these pass unserved: unless the last delivery said that no more
  * were waiting, the pull is repeated once, with more patience.
  */
 export function openPuller(
@@ -52,7 +52,7 @@ export function openPuller(
   const limits: Limits = { batch: Infinity, expiresMs: Infinity, maxBytes: Infinity, outstanding: bounded };
   const requests = openRequests<RequestEnd>("more");
   let pulls = 0;
-  let pending = 0;
+  let pending: number | undefined; // as long as nothing has come, nobody knows
   let heardAt = Date.now();
 
   const subscription = connection.subscribe(`${prefix}.*`, {
@@ -68,7 +68,7 @@ export function openPuller(
       } else {
         requests.told(message.subject, ({ batch }, unclaimed) => {
           const given = givenBy(message, batch);
-          return { given, end: endOf(message, given ?? unclaimed, pending, what, limits) };
+          return { given, end: endOf(message, given ?? unclaimed, pending ?? 0, what, limits) };
         });
       }
     },
@@ -131,7 +131,7 @@ export function openPuller(
     const limited = { batch: Math.min(batch, limits.batch), maxBytes: mostBytes };
     if (waitMs > 0) return ask({ ...limited, expiresMs: Math.min(waitMs, limits.expiresMs), wait: true }, patienceMs);
     const end = await ask({ ...limited, expiresMs: limits.outstanding ? 3 : 0 }, patienceMs * 0.8);
-    return end === "lapsed" && pending > 0 ? ask({ ...limited, expiresMs: 25 }, patienceMs * 0.8) : end;
+    return end === "lapsed" && pending !== 0 ? ask({ ...limited, expiresMs: 25 }, patienceMs * 0.8) : end;
   }
 
   async function pull(asked: PullRequest): Promise<PullEnd> {
@@ -172,7 +172,7 @@ export function openPuller(
       return requests.underWay;
     },
     get pending() {
-      return pending;
+      return pending ?? 0;
     },
     get bounded() {
       return limits.outstanding;

@@ -19,6 +19,6 @@ export function contract(version: ServerVersion): void {
     sweeping(start);
     pulling(start);
     answering(start);
-    provisioning(start, version);
+    provisioning(start, version, client);
   });
 }

@@ -1,13 +1,16 @@
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
 import { expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { release } from "../../src/schedule/release.ts";
+import type { ClientName } from "../support/clients.ts";
 import type { ServerVersion } from "../support/servers.ts";
 import { appOf, dead, jobs, type Start, worker } from "./jobs.ts";
 
 /** What `sortie apply` makes, and what a server is too old for. */
-export function provisioning(start: Start, version: ServerVersion): void {
+export function provisioning(start: Start, version: ServerVersion, client: ClientName): void {
   const app = appOf(worker({ maxAckPending: 100 }), () => {});
 
   it("apply changes nothing the second time", async () => {
@@ -24,6 +27,18 @@ export function provisioning(start: Start, version: ServerVersion): void {
       ]),
     );
   });
+
+  if (client === "wsconnect") {
+    it("sortie apply creates the sample system, and changes nothing the second time", async () => {
+      await using system = await start(createApp({ streams: [] }));
+      const sortie = () => {
+        const env = { ...process.env, NATS_URL: system.server.url };
+        return promisify(execFile)(process.execPath, ["dist/cli/main.js", "apply", "functions/app.ts"], { env });
+      };
+      expect((await sortie()).stdout).toMatch(/^(created .*\n){7}$/);
+      expect((await sortie()).stdout).toMatch(/^(unchanged .*\n){7}$/);
+    });
+  }
 
   const later = defineStream("LATER", { subjects: { "later.ask": z.string(), "later.do": z.string() } });
   const options = { deadLetter: "dead.later", retry: { attempts: 1, backoff: fixed(20) } };

@@ -139,7 +139,7 @@ export function settling(start: Start): void {
       });
       await using system = await start(app);
       await publishJobs(system, 20);
-      const [report] = (await system.invoke({ budgetMs: 1_500 })).consumers;
+      const [report] = (await system.invoke({ budgetMs: 2_000 })).consumers;
       expect(report).toMatchObject({ acked: 4, unconfirmed: 0, ended: "budget" });
       expect(report?.returned).toBeGreaterThan(0);
       expect(report?.pulled).toBe(4 + (report?.returned ?? 0));
@@ -163,7 +163,7 @@ export function settling(start: Start): void {
       });
       await using system = await start(app);
       await publishJobs(system, 3);
-      const isSettlement = (subject: string) => subject.startsWith("$JS.ACK.JOBS.");
+      const isSettlement = (subject: string) => /^\$JS\.ACK\.(.+\.)?JOBS\./.test(subject);
       const connect = async () => {
         const connection = await system.connect();
         return altered(connection, {

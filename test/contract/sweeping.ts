@@ -31,7 +31,16 @@ export function sweeping(start: Start): void {
       filter_subject: "jobs.do",
     });
     const connection = await system.connect();
-    await apply(connection, { streams: app.streams, consumers: [foreign] });
+    const definitions = { streams: app.streams, consumers: [foreign] };
+    const made = (await apply(connection, definitions)).filter(({ action }) => action !== "none");
+    expect(made.map(({ name }) => name)).toEqual([
+      "SORTIE_ATTEMPTS",
+      "SORTIE_PARKED",
+      "SORTIE_EXHAUSTED",
+      "SORTIE_PARKED/JOBS~worker",
+      "SORTIE_EXHAUSTED/JOBS~worker",
+    ]);
+    expect((await apply(connection, definitions)).map(({ action }) => action)).toEqual(Array(8).fill("none"));
     await connection.close();
     return { system, invoke: () => system.invoke({ bindings: app.bindings }) };
   }
