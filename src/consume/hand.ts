@@ -2,17 +2,18 @@ import { textOf } from "../errors.ts";
 import { onClosed } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { point } from "../nats/within.ts";
-import { attempt, isAcknowledged, type Outcome } from "./attempt.ts";
+import { isAcknowledged, type Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { ACK, confirmEach, confirmTogether } from "./confirm.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { keepLeases } from "./lease.ts";
-import { type Attempts, noAttempts } from "./ledger.ts";
+import { noAttempts } from "./ledger.ts";
 import { recall } from "./recall.ts";
 import { settle } from "./settle.ts";
 import type { Source } from "./source.ts";
 import type { Tally } from "./tally.ts";
+import { openTurns, returned, troubleMs } from "./turns.ts";
 
 /** What an invocation has in hand for one consumer: from being delivered until being settled. */
 export interface Hand {
@@ -37,28 +38,23 @@ export interface Hand {
 
 export function openHand(binding: Binding, shared: Circumstances, tally: Tally): Hand {
   const { consumer } = binding;
-  const { connection, clock, gate, ledger } = shared;
+  const { connection, clock, gate } = shared;
   const { now } = clock;
   const held = new Map<Held["key"], Held>();
-  const queue: Held[] = []; // waits for a handler
   const listeners = new Set<() => void>();
-  const suspects = new Map<Held, Attempts>(); // waits for a turn to run alone
   const acknowledged = new Map<Promise<void>, Held[]>(); // by what confirms them
-  let running = 0; // handlers
   let pulling = 0;
   let settling = 0;
   let bytes = 0;
-  let handlerMs: number | undefined;
   let stopped = false;
-  let starting = false;
   let telling = false;
 
   const confirmation =
     consumer.confirm === "each"
       ? confirmEach(connection, now)
-      : confirmTogether(connection, now, () => running > 0 || pulling > 0);
+      : confirmTogether(connection, now, () => turns.running > 0 || pulling > 0);
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
-  gate.onOpen(startNext);
+  const turns = openTurns(binding, { check: leases.check, leave, trouble: tally.trouble }, shared);
   clock.signal.addEventListener("abort", stop);
   if (clock.signal.aborted) stop();
   const listens = onClosed(connection, stop); // nothing could be settled any more
@@ -81,7 +77,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       return bytes;
     },
     get handlerMs() {
-      return handlerMs;
+      return turns.handlerMs;
     },
     async during(pull) {
       pulling += 1;
@@ -127,16 +123,14 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     bytes += one.bytes;
     if (source === "own") tally.pulled(one);
     if (stopped) leave(one, returned(noAttempts.attempts));
-    else if (source === "own" && !delivery.again) enqueue(one);
+    else if (source === "own" && !delivery.again) turns.beside(one);
     else void goOn(one);
   }
 
   /** Starts nothing any more, and hands back what was not started. */
   function stop(): void {
     stopped = true;
-    for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
-    for (const [one, attempts] of suspects) leave(one, returned(attempts));
-    suspects.clear();
+    turns.stop();
     tell();
   }
 
@@ -150,24 +144,6 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     });
   }
 
-  function enqueue(one: Held): void {
-    queue.push(one);
-    startNext();
-  }
-
-  function startNext(): void {
-    if (starting) return; // a handler that ends at once comes back here
-    starting = true;
-    while (queue.length > 0 && running < consumer.concurrency && gate.open) {
-      const one = queue.shift() as Held;
-      gate.enter();
-      one.inside = true;
-      if (one.entry) void startAgain(one, one.entry.attempts, false);
-      else start(one, noAttempts.attempts);
-    }
-    starting = false;
-  }
-
   /** A message that was delivered before: what is known of it decides how it goes on. */
   async function goOn(one: Held): Promise<void> {
     try {
@@ -177,51 +153,11 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       if (beginning.kind === "leave") return leave(one, beginning.outcome);
       const { attempts, alone } = beginning;
       if (stopped) return leave(one, returned(attempts));
-      if (!alone) return enqueue(one);
-      suspects.set(one, attempts);
-      await point("waiting for a turn to run alone", gate.enterAlone());
-      if (!suspects.delete(one)) return gate.leave(); // it was handed back meanwhile
-      one.inside = true;
-      await startAgain(one, attempts, true);
+      if (!alone) return turns.beside(one);
+      await turns.alone(one, attempts);
     } catch (error) {
       tally.trouble(textOf(error));
       leave(one, returned(noAttempts.attempts, troubleMs));
-    }
-  }
-
-  /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
-  async function startAgain(one: Held, before: Attempts, alone: boolean): Promise<void> {
-    running += 1; // it has its place from now on
-    try {
-      const opened = { ...before, open: { at: now(), host: shared.host, alone } };
-      const ms = clock.budget.abandonAt - now();
-      one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, opened, ms);
-    } catch (error) {
-      running -= 1;
-      tally.trouble(textOf(error));
-      return leave(one, returned(before, troubleMs));
-    }
-    running -= 1;
-    start(one, before);
-  }
-
-  function start(one: Held, before: Attempts): void {
-    leases.check(one);
-    if (one.lost) {
-      leave(one, returned(before));
-      return;
-    }
-    running += 1;
-    const started = now();
-    const outcome = attempt(binding, one.delivery, before, shared);
-    if (outcome instanceof Promise) void outcome.then(ended);
-    else ended(outcome);
-
-    function ended(outcome: Outcome): void {
-      running -= 1;
-      const took = now() - started;
-      handlerMs = handlerMs === undefined ? took : handlerMs * 0.9 + took * 0.1;
-      leave(one, outcome);
     }
   }
 
@@ -229,7 +165,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   function leave(one: Held, outcome: Outcome): void {
     one.settling = true;
     settling += 1;
-    if (!stopped) startNext();
+    turns.startNext();
     tell();
     leases.check(one);
     if (isAcknowledged(outcome) && one.source === "own" && !one.entry) {
@@ -285,12 +221,6 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   }
 }
 
-const troubleMs = 1_000;
-
 function isFinal({ settlement }: Outcome): boolean {
   return settlement.kind === "ack" || settlement.kind === "dead-letter";
-}
-
-function returned(attempts: Attempts, delayMs = 0): Outcome {
-  return { settlement: { kind: "return", delayMs }, attempts };
 }

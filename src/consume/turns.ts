@@ -1,0 +1,133 @@
+import { textOf } from "../errors.ts";
+import { point } from "../nats/within.ts";
+import { attempt, type Outcome } from "./attempt.ts";
+import type { Circumstances } from "./circumstances.ts";
+import type { Binding } from "./handler.ts";
+import type { Held } from "./held.ts";
+import { type Attempts, noAttempts } from "./ledger.ts";
+
+/** How long what could not be started comes not again, for trouble that is not the message's. */
+export const troubleMs = 1_000;
+
+/** Gives each message in hand its turn: as many side by side as the consumer's concurrency, a suspect alone. */
+export interface Turns {
+  /** Handlers that run. */
+  readonly running: number;
+  /** What a handler takes, in milliseconds; undefined as long as none has ended. */
+  readonly handlerMs: number | undefined;
+  /** Waits for a turn beside others. */
+  beside(one: Held): void;
+  /** Waits for a turn with nothing beside it. */
+  alone(one: Held, attempts: Attempts): Promise<void>;
+  /** Starts what can be started. */
+  startNext(): void;
+  /** Starts nothing any more, and hands back what was not started. */
+  stop(): void;
+}
+
+/** `leave` is told how each one is to leave the hand, `check` notices where another invocation may have it by now. */
+export function openTurns(
+  binding: Binding,
+  {
+    check,
+    leave,
+    trouble,
+  }: {
+    check(one: Held): void;
+    leave(one: Held, outcome: Outcome): void;
+    trouble(error: string): void;
+  },
+  shared: Circumstances,
+): Turns {
+  const { consumer } = binding;
+  const { clock, gate, ledger } = shared;
+  const { now } = clock;
+  const queue: Held[] = [];
+  const suspects = new Map<Held, Attempts>();
+  let running = 0;
+  let handlerMs: number | undefined;
+  let stopped = false;
+  let starting = false;
+  gate.onOpen(startNext);
+
+  return {
+    get running() {
+      return running;
+    },
+    get handlerMs() {
+      return handlerMs;
+    },
+    beside(one) {
+      queue.push(one);
+      startNext();
+    },
+    async alone(one, attempts) {
+      suspects.set(one, attempts);
+      await point("waiting for a turn to run alone", gate.enterAlone());
+      if (!suspects.delete(one)) return gate.leave(); // it was handed back meanwhile
+      one.inside = true;
+      await startAgain(one, attempts, true);
+    },
+    startNext,
+    stop() {
+      stopped = true;
+      for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
+      for (const [one, attempts] of suspects) leave(one, returned(attempts));
+      suspects.clear();
+    },
+  };
+
+  function startNext(): void {
+    if (starting || stopped) return; // a handler that ends at once comes back here
+    starting = true;
+    while (queue.length > 0 && running < consumer.concurrency && gate.open) {
+      const one = queue.shift() as Held;
+      gate.enter();
+      one.inside = true;
+      if (one.entry) void startAgain(one, one.entry.attempts, false);
+      else start(one, noAttempts.attempts);
+    }
+    starting = false;
+  }
+
+  /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
+  async function startAgain(one: Held, before: Attempts, alone: boolean): Promise<void> {
+    running += 1; // it has its place from now on
+    try {
+      const opened = { ...before, open: { at: now(), host: shared.host, alone } };
+      const ms = clock.budget.abandonAt - now();
+      one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, opened, ms);
+    } catch (error) {
+      running -= 1;
+      trouble(textOf(error));
+      return leave(one, returned(before, troubleMs));
+    }
+    running -= 1;
+    start(one, before);
+  }
+
+  function start(one: Held, before: Attempts): void {
+    check(one);
+    if (one.lost) {
+      leave(one, returned(before));
+      return;
+    }
+    running += 1;
+    const started = now();
+    const outcome = attempt(binding, one.delivery, before, shared);
+    if (outcome instanceof Promise) void outcome.then(ended);
+    else ended(outcome);
+
+    function ended(outcome: Outcome): void {
+      running -= 1;
+      const took = now() - started;
+      handlerMs = handlerMs === undefined ? took : handlerMs * 0.9 + took * 0.1;
+      leave(one, outcome);
+    }
+  }
+}
+
+/** Handed back, which is no attempt. */
+export function returned(attempts: Attempts, delayMs = 0): Outcome {
+  return { settlement: { kind: "return", delayMs }, attempts };
+}
