@@ -10,7 +10,7 @@ export type ErrorCode =
   | "stream-missing"
   | "consumer-missing"
   | "stream-refused"
-  | "ledger-conflict"
+  | "record-conflict"
   | "payload-too-large"
   | "schedule-refused"
   | "provision-refused"

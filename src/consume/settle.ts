@@ -3,6 +3,7 @@ import type { DeadLetterReason } from "../dead-letter/story.ts";
 import { parkFromMs, parks } from "../define/own.ts";
 import { backoffMs } from "../define/retry.ts";
 import { SortieError, textOf } from "../errors.ts";
+import { isConflict } from "../nats/records.ts";
 import { within } from "../nats/within.ts";
 import type { Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
@@ -122,7 +123,7 @@ export async function settle(
       held.entry = await ledger.write(held.delivery, held.entry ?? noAttempts, attempts, left());
       return undefined;
     } catch (error) {
-      if (!(error instanceof SortieError && error.code === "ledger-conflict")) return { trouble: textOf(error) };
+      if (!isConflict(error)) return { trouble: textOf(error) };
     }
     try {
       const other = await ledger.read(held.delivery, left()); // started elsewhere as well: both count
