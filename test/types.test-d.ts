@@ -48,6 +48,23 @@ describe("a handler's message", () => {
 });
 
 describe("a consumer", () => {
+  it("names a message's key by what its filter lets through", () => {
+    const key = ({ data }: { data: { orderId: string } }) => data.orderId;
+    defineConsumer(orders, "x", { filter: "orders.placed", deadLetter, idempotency: { ttl: "1h", key } });
+    const idempotency = { ttl: "1h" } as const;
+    defineConsumer(orders, "x", {
+      filter: "orders.placed",
+      deadLetter,
+      idempotency: { ...idempotency, key: ({ data }) => `${data.cents}` },
+    });
+    defineConsumer(orders, "x", {
+      filter: "orders.reminder",
+      deadLetter,
+      // @ts-expect-error a reminder has no price
+      idempotency: { ...idempotency, key: ({ data }) => `${data.cents}` },
+    });
+  });
+
   it("takes only filters that its stream knows", () => {
     // @ts-expect-error no such subject
     () => defineConsumer(orders, "x", { filter: "orders.cancelled", deadLetter });

@@ -1,11 +1,12 @@
 import type { Start } from "../dead-letter/story.ts";
+import type { Message } from "../define/message.ts";
 import { textOf } from "../errors.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { pause, within } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
-import { type Message, read, unreadable } from "./message.ts";
+import { read, unreadable } from "./message.ts";
 import { Outbox } from "./outbox.ts";
 import { decideFailure, type Settlement } from "./settlement.ts";
 
@@ -58,6 +59,17 @@ export function attempt(
   } catch (error) {
     return failed(one, error);
   }
+}
+
+/** What comes of a message for which `error` was thrown by what belongs to its handler, before that was started. */
+export async function failedBefore(
+  binding: Binding,
+  delivery: Delivery,
+  before: Attempts,
+  shared: Circumstances,
+  error: unknown,
+): Promise<Outcome> {
+  return failed({ binding, delivery, shared, before, inPlace: Infinity, at: shared.clock.now() }, error);
 }
 
 function handle(one: Try, message: Message): Promise<void> | undefined {

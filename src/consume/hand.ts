@@ -4,6 +4,7 @@ import type { Delivery } from "../nats/delivery.ts";
 import { point } from "../nats/within.ts";
 import { isAcknowledged, type Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
+import { openClaims } from "./claims.ts";
 import { ACK, confirmEach, confirmTogether } from "./confirm.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
@@ -12,6 +13,7 @@ import { noAttempts } from "./ledger.ts";
 import { recall } from "./recall.ts";
 import { settle } from "./settle.ts";
 import type { Source } from "./source.ts";
+import type { Beginning } from "./start.ts";
 import type { Tally } from "./tally.ts";
 import { openTurns, returned, troubleMs } from "./turns.ts";
 
@@ -55,6 +57,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       : confirmTogether(connection, now, () => turns.running > 0 || pulling > 0);
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
   const turns = openTurns(binding, { check: leases.check, leave, trouble: tally.trouble }, shared);
+  const claims = openClaims(binding, shared);
   clock.signal.addEventListener("abort", stop);
   if (clock.signal.aborted) stop();
   const listens = onClosed(connection, stop); // nothing could be settled any more
@@ -123,7 +126,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     bytes += one.bytes;
     if (source === "own") tally.pulled(one);
     if (stopped) leave(one, returned(noAttempts.attempts));
-    else if (source === "own" && !delivery.again) turns.beside(one);
+    else if (isPlain(one) && !claims) turns.beside(one);
     else void goOn(one);
   }
 
@@ -144,14 +147,16 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     });
   }
 
-  /** A message that was delivered before: what is known of it decides how it goes on. */
+  /** What is known of a message that was delivered before, and of its key, decides how it goes on. */
   async function goOn(one: Held): Promise<void> {
     try {
-      const beginning = await recall(binding, one, shared);
+      const beginning = isPlain(one) ? plainStart : await recall(binding, one, shared);
       if (beginning.kind === "not-due") return leave(one, returned(noAttempts.attempts, beginning.inMs));
       if (!one.counted) tally.pulled(one);
       if (beginning.kind === "leave") return leave(one, beginning.outcome);
       const { attempts, alone } = beginning;
+      const otherwise = await claims?.claim(one, attempts);
+      if (otherwise) return leave(one, otherwise);
       if (stopped) return leave(one, returned(attempts));
       if (!alone) return turns.beside(one);
       await turns.alone(one, attempts);
@@ -168,12 +173,15 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     turns.startNext();
     tell();
     leases.check(one);
-    if (isAcknowledged(outcome) && one.source === "own" && !one.entry) {
+    if (isAcknowledged(outcome) && one.source === "own" && !one.entry && !one.claim) {
       acknowledge(one, outcome);
       return;
     }
+    const noted = one.claim && claims?.end(one, outcome.settlement);
     settle(binding, one, outcome, shared, confirmation).then(
-      (settled) => {
+      async (settled) => {
+        const trouble = await noted;
+        if (trouble) tally.trouble(trouble);
         tally.count(one, settled);
         gone(one, isFinal(settled));
       },
@@ -219,6 +227,13 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     if (one.next && !forGood) hand.take(one.source, one.next);
     tell();
   }
+}
+
+const plainStart: Beginning = { kind: "start", alone: false, attempts: noAttempts.attempts };
+
+/** Delivered for the first time: nothing can be known of it. */
+function isPlain({ source, delivery }: Held): boolean {
+  return source === "own" && !delivery.again;
 }
 
 function isFinal({ settlement }: Outcome): boolean {

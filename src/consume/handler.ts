@@ -1,9 +1,9 @@
 import type { StandardSchemaV1 } from "@standard-schema/spec";
 import type { ConsumerDefinition } from "../define/consumer.ts";
+import type { Message, MessageOf } from "../define/message.ts";
 import type { StreamDefinition, Subjects } from "../define/stream.ts";
 import type { Literal } from "../define/subject.ts";
 import type { ScheduleOptions } from "../schedule/schedule.ts";
-import type { Message, MessageOf } from "./message.ts";
 
 /** The subjects that an app of these streams can publish to. */
 export type PublishableSubject<Stream extends StreamDefinition> =

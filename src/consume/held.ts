@@ -24,6 +24,8 @@ export interface Held {
   next?: Delivery;
   /** What the ledger has on it, where it was asked. */
   entry?: Entry;
+  /** Its key, claimed for it. */
+  claim?: { readonly subject: string; readonly revision: number };
   /** Of a parked copy, where the delivery that it was made of is acknowledged. */
   originAck?: string;
 }

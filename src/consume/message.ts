@@ -1,32 +1,11 @@
-import type { StandardSchemaV1 } from "@standard-schema/spec";
 import type { DeadLetterReason } from "../dead-letter/story.ts";
-import type { ConsumerDefinition, Filtered } from "../define/consumer.ts";
-import { type Subjects, schemaOf } from "../define/stream.ts";
-import type { Literal } from "../define/subject.ts";
+import type { ConsumerDefinition } from "../define/consumer.ts";
+import type { Message } from "../define/message.ts";
+import { schemaOf } from "../define/stream.ts";
 import { InvalidPayloadError, SortieError } from "../errors.ts";
 import { type Delivery, storedAt } from "../nats/delivery.ts";
 import { idHeader } from "../schedule/schedule.ts";
 import { decode, validate } from "../schema.ts";
-
-/** What a handler sees: decoded, validated and typed by its schema. */
-export interface Message<Subject extends string = string, Data = unknown> {
-  readonly subject: Subject;
-  readonly data: Data;
-  /** The id that it was published or scheduled with, else one derived from its place in the stream. */
-  readonly id: string;
-  /** Which start of a handler for this message this is, from 1. */
-  readonly attempt: number;
-  readonly stream: string;
-  /** Its sequence in the stream. */
-  readonly sequence: number;
-  readonly publishedAt: Date;
-  readonly headers: ReadonlyMap<string, string>;
-}
-
-/** The messages that a consumer's filter lets through: one member for each subject, so that `subject` narrows `data`. */
-export type MessageOf<S extends Subjects, Filter extends string> = {
-  [Subject in Filtered<S, Filter>]: Message<Literal<Subject>, StandardSchemaV1.InferOutput<S[Subject]>>;
-}[Filtered<S, Filter>];
 
 /** Decodes and validates; `attempt` is the number of the start that it is read for. Throws what `unreadable` understands. */
 export function read(delivery: Delivery, consumer: ConsumerDefinition, attempt: number): Message | Promise<Message> {

@@ -1,10 +1,10 @@
+import type { Message } from "../define/message.ts";
 import { SortieError } from "../errors.ts";
 import { type Delivery, derivedId } from "../nats/delivery.ts";
 import { assertId, correlationHeader, type Headers, type Outgoing, prepare, streamFor } from "../publish/outgoing.ts";
 import { publish } from "../publish/publish.ts";
 import { assertSchedules, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
 import type { Circumstances } from "./circumstances.ts";
-import type { Message } from "./message.ts";
 
 const traceHeaders = ["traceparent", "tracestate"]; // W3C Trace Context
 

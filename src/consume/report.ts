@@ -8,6 +8,8 @@ export interface ConsumerReport {
   acked: number;
   /** Of those, how many had failed and were dropped as a rule of the consumer's policy says. */
   discarded: number;
+  /** And how many were not handled, for a message with the same key was, as the consumer's `idempotency` says. */
+  duplicates: number;
   retried: number;
   deadLettered: number;
   returned: number;
@@ -46,6 +48,7 @@ export type InvocationEvent = {
       readonly error: string;
     }
   | { readonly event: "discarded"; readonly error: string }
+  | { readonly event: "duplicate" }
   | { readonly event: "lease-lost" }
   | { readonly event: "unconfirmed"; readonly error: string }
 );

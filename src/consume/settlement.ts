@@ -25,7 +25,7 @@ export class RetryAfterError extends Error {
 
 /** How a delivery leaves its invocation. */
 export type Settlement =
-  | { readonly kind: "ack"; readonly discarded?: true }
+  | { readonly kind: "ack"; readonly discarded?: true; readonly duplicate?: true }
   | { readonly kind: "retry"; readonly delayMs: number }
   | { readonly kind: "dead-letter"; readonly reason: DeadLetterReason }
   | { readonly kind: "return"; readonly delayMs?: number };

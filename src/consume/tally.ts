@@ -25,6 +25,7 @@ export function openTally({ consumer }: Binding, log: (event: InvocationEvent) =
     pulled: 0,
     acked: 0,
     discarded: 0,
+    duplicates: 0,
     retried: 0,
     deadLettered: 0,
     returned: 0,
@@ -48,6 +49,10 @@ export function openTally({ consumer }: Binding, log: (event: InvocationEvent) =
       switch (settlement.kind) {
         case "ack":
           report.acked += 1;
+          if (settlement.duplicate) {
+            report.duplicates += 1;
+            log({ ...about(), event: "duplicate" });
+          }
           if (!settlement.discarded) break;
           report.discarded += 1;
           log({ ...about(), event: "discarded", error: textOf(error) });

@@ -1,20 +1,10 @@
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
 import { assertCounts } from "./count.ts";
+import type { Filtered, Message, MessageOf } from "./message.ts";
 import { assertRetryPolicy, exponential, type RetryPolicy } from "./retry.ts";
 import type { StreamDefinition, Subjects } from "./stream.ts";
-import { assertName, assertPattern, type Covers, covers, isLiteral, type Literal } from "./subject.ts";
-
-/** The subjects of a stream's schemas that a filter lets through; of several filters, that any of them does. */
-export type Filtered<S extends Subjects, Filter extends string> = Filter extends string
-  ? {
-      [Subject in keyof S & string]: Covers<Filter, Subject> extends true
-        ? Subject
-        : Filter extends Literal<Subject>
-          ? Subject
-          : never;
-    }[keyof S & string]
-  : never;
+import { assertName, assertPattern, covers, isLiteral } from "./subject.ts";
 
 /** The filters that let something through. */
 type Valid<S extends Subjects, Filter extends string> = Filter extends string
@@ -28,7 +18,7 @@ type OnlyValid<S extends Subjects, Filter extends string> = [Filter] extends [Va
   ? unknown
   : { filter: Valid<S, Filter> | readonly Valid<S, Filter>[] };
 
-export interface ConsumerOptions<Filter extends string> {
+export interface ConsumerOptions<Filter extends string, M = Message> {
   /** The subjects to receive, of those that the stream declares; wildcards allowed. @default all of them */
   filter?: Filter | readonly Filter[];
   /** How many handlers run at the same time within one invocation. @default 16 */
@@ -58,6 +48,17 @@ export interface ConsumerOptions<Filter extends string> {
    * `max_deliver` gives up on is attempted as often as the policy here says all the same. @default true
    */
   managed?: boolean;
+  /**
+   * Messages with the same key are handled once: what comes again within `ttl` of being handled is acknowledged unhandled,
+   * and what comes while another one is being handled waits for how that ends. It is beyond the stream's `duplicateWindow`,
+   * which only knows ids of publishes. It costs a round trip for a batch, and two small records for a message.
+   */
+  idempotency?: {
+    /** Names what is to be done once, in 1 to 500 bytes. @default its `id`, which is that of its publish, or schedule, where it has one */
+    key?(message: M): string;
+    /** How long a key is remembered. */
+    ttl: Duration;
+  };
 }
 
 /** A durable pull consumer as plain data. */
@@ -75,6 +76,7 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
   readonly maxBytes: number;
   readonly confirm: "together" | "each";
   readonly managed: boolean;
+  readonly idempotency?: { readonly ttlMs: number; readonly key?: (message: Message) => string };
 }
 
 /**
@@ -86,7 +88,7 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
 export function defineConsumer<S extends Subjects, const Filter extends string = keyof S & string>(
   stream: StreamDefinition<S>,
   name: string,
-  options: ConsumerOptions<Filter> & OnlyValid<S, Filter>,
+  options: ConsumerOptions<Filter, MessageOf<S, Filter>> & OnlyValid<S, Filter>,
 ): ConsumerDefinition<S, Filter> {
   const what = `Consumer "${name}" of stream "${stream.name}"`;
   assertName(name, what);
@@ -128,7 +130,28 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     maxBytes,
     confirm,
     managed,
+    ...(options.idempotency && { idempotency: idempotencyOf(options.idempotency, ackWaitMs, what) }),
   };
+}
+
+function idempotencyOf<M>(
+  { ttl, key }: NonNullable<ConsumerOptions<string, M>["idempotency"]>,
+  ackWaitMs: number,
+  what: string,
+): NonNullable<ConsumerDefinition["idempotency"]> {
+  const ttlMs = toMs(ttl, `${what}, idempotency.ttl`);
+  if (ttlMs <= ackWaitMs) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected idempotency.ttl to be longer than ackWait (${ackWaitMs} ms), after which a message comes again, got ${ttlMs} ms`,
+    );
+  }
+  if (key !== undefined && typeof key !== "function")
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected idempotency.key to be a function, got ${typeof key}`,
+    );
+  return { ttlMs, ...(key && { key: key as (message: Message) => string }) };
 }
 
 /** Never wider than what the stream declares, so that a consumer cannot swallow the stream's own schedules. */

@@ -3,17 +3,24 @@ import type { StreamDefinition } from "./stream.ts";
 
 /**
  * Streams of Sortie's own, which `sortie apply` creates where an app needs them. They hold what is known of messages that
- * did not simply succeed; while nothing fails nothing is written to them.
+ * did not simply succeed, and what invocations have to agree on; while nothing fails, and nothing is to be agreed on,
+ * nothing is written to them.
  */
 
 /** How often a handler was started for a message, and what became of it. */
 export const attemptsStream = "SORTIE_ATTEMPTS";
+
+/** Which keys were handled, and which are being handled, for consumers with `idempotency`. */
+export const keysStream = "SORTIE_KEYS";
 
 /** Messages whose retry is far off, kept out of their consumer's `max_ack_pending`. */
 export const parkedStream = "SORTIE_PARKED";
 
 /** The server's word that it gave up on a message, for consumers with a `max_deliver` that is not ours. */
 const exhaustedStream = "SORTIE_EXHAUSTED";
+
+/** No platform lets a function run for longer; what one has begun and not ended by then, it never will. */
+const longestInvocationMs = 15 * 60_000;
 
 /** Retries sooner than this stay with their consumer. */
 export const parkFromMs = 5_000;
@@ -26,6 +33,11 @@ export function parks({ maxAckPending }: ConsumerDefinition): boolean {
 /** Where the attempts at one message are kept. */
 export function attemptsSubject(stream: string, consumer: string, sequence: number | string, storedNs: string): string {
   return `sortie.attempts.${stream}.${consumer}.${sequence}.${storedNs}`;
+}
+
+/** Where a key of a consumer is kept. */
+export function keySubject({ stream, name }: ConsumerDefinition, key: string): string {
+  return `sortie.keys.${stream.name}.${name}.${key}`;
 }
 
 /** Where one message is parked; `*` for all of a consumer. */
@@ -82,6 +94,17 @@ export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefi
       retention: "limits",
       maxMessagesPerSubject: 1,
       maxAgeMs: 90 * 86_400_000, // what a function that died left behind
+    });
+  }
+  const ttls = consumers.flatMap(({ idempotency }) => idempotency?.ttlMs ?? []);
+  if (ttls.length > 0) {
+    streams.push({
+      ...base,
+      name: keysStream,
+      subjects: ["sortie.keys.>"],
+      retention: "limits",
+      maxMessagesPerSubject: 1,
+      maxAgeMs: Math.max(...ttls, longestInvocationMs),
     });
   }
   if (consumers.some(parks))
