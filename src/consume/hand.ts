@@ -10,6 +10,7 @@ import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { keepLeases } from "./lease.ts";
 import { noAttempts } from "./ledger.ts";
+import type { Pace } from "./pace.ts";
 import { recall } from "./recall.ts";
 import { settle } from "./settle.ts";
 import type { Source } from "./source.ts";
@@ -24,6 +25,8 @@ export interface Hand {
   readonly size: number;
   /** Those of them that are handled or wait for a handler. */
   readonly messages: number;
+  /** Those of these whose handler runs. */
+  readonly running: number;
   /** Their bytes, and those of deliveries that are being settled. */
   readonly bytes: number;
   /** What a handler takes, in milliseconds; undefined as long as none has ended. */
@@ -38,7 +41,7 @@ export interface Hand {
   emptied(): Promise<void>;
 }
 
-export function openHand(binding: Binding, shared: Circumstances, tally: Tally): Hand {
+export function openHand(binding: Binding, shared: Circumstances, tally: Tally, pace?: Pace): Hand {
   const { consumer } = binding;
   const { connection, clock, gate } = shared;
   const { now } = clock;
@@ -56,7 +59,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       ? confirmEach(connection, now)
       : confirmTogether(connection, now, () => turns.running > 0 || pulling > 0);
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
-  const turns = openTurns(binding, { check: leases.check, leave, trouble: tally.trouble }, shared);
+  const turns = openTurns(binding, pace, { check: leases.check, leave, trouble: tally.trouble }, shared);
   const claims = openClaims(binding, shared);
   clock.signal.addEventListener("abort", stop);
   if (clock.signal.aborted) stop();
@@ -75,6 +78,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     },
     get messages() {
       return held.size - settling;
+    },
+    get running() {
+      return turns.running;
     },
     get bytes() {
       return bytes;

@@ -20,8 +20,11 @@ export interface ConsumerReport {
    * may have started them as well. Those that succeeded all the same are acknowledged, the others are left to it.
    */
   leaseLost: number;
-  /** `drained`: nothing was left to pull. `budget`: the time was over. `failed`: it could not pull. */
-  ended: "drained" | "budget" | "failed";
+  /**
+   * `drained`: nothing was left to pull. `budget`: the time was over. `limited`: its rate limit lets nothing more be started
+   * within the time. `failed`: it could not pull.
+   */
+  ended: "drained" | "budget" | "limited" | "failed";
   /** What someone has to see to: why it could not pull, or count attempts. */
   error?: string;
 }

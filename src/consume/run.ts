@@ -4,6 +4,7 @@ import { pause, point, within } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
+import { openPace, type Pace } from "./pace.ts";
 import { planPull } from "./pull-size.ts";
 import type { ConsumerReport } from "./report.ts";
 import { type Source, sourcesOf } from "./source.ts";
@@ -22,12 +23,14 @@ const longestWaitMs = 5_000;
 export async function runConsumer(binding: Binding, shared: Circumstances): Promise<ConsumerReport> {
   const tally = openTally(binding, shared.log);
   const { report } = tally;
-  const hand = openHand(binding, shared, tally);
-  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, shared));
+  const pace = openPace(binding, shared);
+  const hand = openHand(binding, shared, tally, pace);
+  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, shared, pace));
   const ends = await Promise.allSettled(pulls);
   await hand.emptied();
   for (const end of ends) if (end.status === "rejected") tally.trouble(textOf(end.reason));
   if (ends.some(({ status }) => status === "rejected")) report.ended = "failed";
+  else if (pace?.over) report.ended = "limited";
   else if (ends.every((end) => end.status === "fulfilled" && end.value === "drained")) report.ended = "drained";
   return report;
 }
@@ -38,6 +41,7 @@ async function pullFrom(
   { consumer }: Binding,
   hand: Hand,
   { connection, clock, lingerMs }: Circumstances,
+  pace: Pace | undefined,
 ): Promise<"drained" | "budget"> {
   const { now, signal } = clock;
   const { mostOutstanding } = source;
@@ -81,6 +85,14 @@ async function pullFrom(
       else ended.reject(unavailable(source, now() - troubledAt));
       return;
     }
+    if (pace?.over) {
+      ended.resolve("budget");
+      return;
+    }
+    if (pace && pace.heldUntil > now()) {
+      void rest(pace.heldUntil - now());
+      return;
+    }
     if (again && hand.messages === 0) again = drained = false;
     const { messages, bytes } = plan();
     if (messages > 0) void hand.during(pull(messages, bytes));
@@ -98,7 +110,8 @@ async function pullFrom(
     const [messages, unsettled] = [hand.messages + underWay, hand.size + underWay];
     const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs: hand.handlerMs };
     const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
-    return { ...planned, messages: Math.min(planned.messages, mostOutstanding - hand.size) };
+    const paced = pace ? pace.room - (messages - hand.running) : Infinity;
+    return { ...planned, messages: Math.min(planned.messages, mostOutstanding - hand.size, Math.max(0, paced)) };
   }
 
   async function pull(batch: number, maxBytes: number): Promise<void> {
@@ -132,8 +145,12 @@ async function pullFrom(
 
   async function lookLater(since: number): Promise<void> {
     if (now() - since > againForMs) return ended.reject(unavailable(source, now() - since));
+    await rest(250);
+  }
+
+  async function rest(ms: number): Promise<void> {
     pausing = true;
-    await pause(Math.min(250, leftMs()), "waiting to pull again");
+    await pause(Math.min(ms, leftMs()), "waiting to pull again");
     pausing = false;
     look();
   }

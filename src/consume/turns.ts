@@ -5,6 +5,7 @@ import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
+import type { Pace } from "./pace.ts";
 
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
@@ -25,9 +26,10 @@ export interface Turns {
   stop(): void;
 }
 
-/** `leave` is told how each one is to leave the hand, `check` notices where another invocation may have it by now. */
+/** `pace` is the consumer's rate limit, where it has one; `leave` is told how each one is to leave the hand, `check` notices where another invocation may have it by now. */
 export function openTurns(
   binding: Binding,
+  pace: Pace | undefined,
   {
     check,
     leave,
@@ -45,6 +47,7 @@ export function openTurns(
   const queue: Held[] = [];
   const suspects = new Map<Held, Attempts>();
   let running = 0;
+  let waiting = 0; // of those, how many wait for the rate limit
   let handlerMs: number | undefined;
   let stopped = false;
   let starting = false;
@@ -52,7 +55,7 @@ export function openTurns(
 
   return {
     get running() {
-      return running;
+      return running - waiting;
     },
     get handlerMs() {
       return handlerMs;
@@ -66,11 +69,13 @@ export function openTurns(
       await point("waiting for a turn to run alone", gate.enterAlone());
       if (!suspects.delete(one)) return gate.leave(); // it was handed back meanwhile
       one.inside = true;
-      await startAgain(one, attempts, true);
+      if (pace) await inPace(one, attempts, true);
+      else await startAgain(one, attempts, true);
     },
     startNext,
     stop() {
       stopped = true;
+      pace?.stop();
       for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
       for (const [one, attempts] of suspects) leave(one, returned(attempts));
       suspects.clear();
@@ -84,10 +89,29 @@ export function openTurns(
       const one = queue.shift() as Held;
       gate.enter();
       one.inside = true;
-      if (one.entry) void startAgain(one, one.entry.attempts, false);
+      if (pace) void inPace(one, one.entry?.attempts ?? noAttempts.attempts, false);
+      else if (one.entry) void startAgain(one, one.entry.attempts, false);
       else start(one, noAttempts.attempts);
     }
     starting = false;
+  }
+
+  /** It has its place among the handlers while it waits, or several that have been let in would start together. */
+  async function inPace(one: Held, before: Attempts, alone: boolean): Promise<void> {
+    running += 1;
+    waiting += 1;
+    let otherwise: Outcome | undefined;
+    try {
+      otherwise = await pace?.turn(one, before);
+    } catch (error) {
+      trouble(textOf(error));
+      otherwise = returned(before, troubleMs);
+    }
+    running -= 1;
+    waiting -= 1;
+    if (otherwise ?? stopped) leave(one, otherwise ?? returned(before));
+    else if (alone || one.entry) await startAgain(one, before, alone);
+    else start(one, before);
   }
 
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */

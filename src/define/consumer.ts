@@ -49,6 +49,18 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
    */
   managed?: boolean;
   /**
+   * How many handlers are started in a time, over all invocations on all hosts: evenly, one after the other. A message over
+   * the limit waits, or is handed back until it may be started; that is no attempt. It costs a round trip for a batch.
+   */
+  rateLimit?: {
+    messages: number;
+    per: Duration;
+    /** Limits each key by itself, named in 1 to 500 bytes. @default all messages together */
+    key?(message: M): string;
+    /** How many may be started at once after a rest; within any `per` it is no more than `messages` and `burst`. @default 1 */
+    burst?: number;
+  };
+  /**
    * Messages with the same key are handled once: what comes again within `ttl` of being handled is acknowledged unhandled,
    * and what comes while another one is being handled waits for how that ends. It is beyond the stream's `duplicateWindow`,
    * which only knows ids of publishes. It costs a round trip for a batch, and two small records for a message.
@@ -76,6 +88,12 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
   readonly maxBytes: number;
   readonly confirm: "together" | "each";
   readonly managed: boolean;
+  readonly rateLimit?: {
+    readonly perMs: number;
+    readonly everyMs: number;
+    readonly burst: number;
+    readonly key?: (message: Message) => string;
+  };
   readonly idempotency?: { readonly ttlMs: number; readonly key?: (message: Message) => string };
 }
 
@@ -130,6 +148,7 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     maxBytes,
     confirm,
     managed,
+    ...(options.rateLimit && { rateLimit: rateLimitOf(options.rateLimit, what) }),
     ...(options.idempotency && { idempotency: idempotencyOf(options.idempotency, ackWaitMs, what) }),
   };
 }
@@ -146,12 +165,24 @@ function idempotencyOf<M>(
       `${what}: expected idempotency.ttl to be longer than ackWait (${ackWaitMs} ms), after which a message comes again, got ${ttlMs} ms`,
     );
   }
-  if (key !== undefined && typeof key !== "function")
-    throw new SortieError(
-      "invalid-definition",
-      `${what}: expected idempotency.key to be a function, got ${typeof key}`,
-    );
-  return { ttlMs, ...(key && { key: key as (message: Message) => string }) };
+  return { ttlMs, ...keyOf(key, `${what}: expected idempotency.key`) };
+}
+
+function rateLimitOf<M>(
+  { messages, per, key, burst = 1 }: NonNullable<ConsumerOptions<string, M>["rateLimit"]>,
+  what: string,
+): NonNullable<ConsumerDefinition["rateLimit"]> {
+  assertCounts({ "rateLimit.messages": messages, "rateLimit.burst": burst }, what);
+  const perMs = toMs(per, `${what}, rateLimit.per`);
+  if (perMs < 1)
+    throw new SortieError("invalid-definition", `${what}: expected rateLimit.per to be a time, got ${per}`);
+  return { perMs, everyMs: perMs / messages, burst, ...keyOf(key, `${what}: expected rateLimit.key`) };
+}
+
+function keyOf<M>(key: ((message: M) => string) | undefined, expected: string) {
+  if (key === undefined) return {};
+  if (typeof key === "function") return { key: key as (message: Message) => string };
+  throw new SortieError("invalid-definition", `${expected} to be a function, got ${typeof key}`);
 }
 
 /** Never wider than what the stream declares, so that a consumer cannot swallow the stream's own schedules. */

@@ -13,6 +13,9 @@ export const attemptsStream = "SORTIE_ATTEMPTS";
 /** Which keys were handled, and which are being handled, for consumers with `idempotency`. */
 export const keysStream = "SORTIE_KEYS";
 
+/** What is left of rate limits. */
+export const ratesStream = "SORTIE_RATES";
+
 /** Messages whose retry is far off, kept out of their consumer's `max_ack_pending`. */
 export const parkedStream = "SORTIE_PARKED";
 
@@ -38,6 +41,11 @@ export function attemptsSubject(stream: string, consumer: string, sequence: numb
 /** Where a key of a consumer is kept. */
 export function keySubject({ stream, name }: ConsumerDefinition, key: string): string {
   return `sortie.keys.${stream.name}.${name}.${key}`;
+}
+
+/** Where a consumer's rate limit is kept; for a limit by key, a token for the key follows. */
+export function rateSubject({ stream, name }: ConsumerDefinition): string {
+  return `sortie.rates.${stream.name}.${name}`;
 }
 
 /** Where one message is parked; `*` for all of a consumer. */
@@ -86,27 +94,22 @@ export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefi
     retention: "workqueue",
   } as const;
   const streams: StreamDefinition[] = [];
-  if (consumers.length > 0) {
-    streams.push({
-      ...base,
-      name: attemptsStream,
-      subjects: [attemptsSubject("*", "*", "*", "*")],
-      retention: "limits",
-      maxMessagesPerSubject: 1,
-      maxAgeMs: 90 * 86_400_000, // what a function that died left behind
-    });
-  }
-  const ttls = consumers.flatMap(({ idempotency }) => idempotency?.ttlMs ?? []);
-  if (ttls.length > 0) {
-    streams.push({
-      ...base,
-      name: keysStream,
-      subjects: ["sortie.keys.>"],
-      retention: "limits",
-      maxMessagesPerSubject: 1,
-      maxAgeMs: Math.max(...ttls, longestInvocationMs),
-    });
-  }
+  const recordsOf = (name: string, subject: string, maxAgeMs: number): StreamDefinition => ({
+    ...base,
+    name,
+    subjects: [subject],
+    retention: "limits",
+    maxMessagesPerSubject: 1,
+    maxAgeMs,
+  });
+  // the attempts that outlive their function are what one that died left behind
+  if (consumers.length > 0)
+    streams.push(recordsOf(attemptsStream, attemptsSubject("*", "*", "*", "*"), 90 * 86_400_000));
+  const keptMs = consumers.flatMap(({ idempotency }) => idempotency?.ttlMs ?? []);
+  if (keptMs.length > 0) streams.push(recordsOf(keysStream, "sortie.keys.>", Math.max(...keptMs, longestInvocationMs)));
+  const periodsMs = consumers.flatMap(({ rateLimit }) => rateLimit?.perMs ?? []);
+  if (periodsMs.length > 0)
+    streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...periodsMs, longestInvocationMs)));
   if (consumers.some(parks))
     streams.push({ ...base, name: parkedStream, subjects: [parkedSubject("*", "*", "*", "*")] });
   if (consumers.some(({ managed }) => !managed))
