@@ -10,13 +10,12 @@ import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { keepLeases } from "./lease.ts";
 import { noAttempts } from "./ledger.ts";
-import type { Pace } from "./pace.ts";
 import { recall } from "./recall.ts";
 import { settle } from "./settle.ts";
 import type { Source } from "./source.ts";
 import type { Beginning } from "./start.ts";
 import type { Tally } from "./tally.ts";
-import { openTurns, returned, troubleMs } from "./turns.ts";
+import { type Limits, openTurns, returned, troubleMs } from "./turns.ts";
 
 /** What an invocation has in hand for one consumer: from being delivered until being settled. */
 export interface Hand {
@@ -37,11 +36,13 @@ export interface Hand {
   onChange(listener: () => void): () => void;
   /** Resolves when a condition is true, as of such a change. */
   until(condition: () => boolean): Promise<void>;
+  /** Starts nothing any more, and hands back what was not started. */
+  stop(): void;
   /** Resolves when all that is in hand has been settled. */
   emptied(): Promise<void>;
 }
 
-export function openHand(binding: Binding, shared: Circumstances, tally: Tally, pace?: Pace): Hand {
+export function openHand(binding: Binding, shared: Circumstances, tally: Tally, limits: Limits): Hand {
   const { consumer } = binding;
   const { connection, clock, gate } = shared;
   const { now } = clock;
@@ -59,7 +60,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
       ? confirmEach(connection, now)
       : confirmTogether(connection, now, () => turns.running > 0 || pulling > 0);
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
-  const turns = openTurns(binding, pace, { check: leases.check, leave, trouble: tally.trouble }, shared);
+  const turns = openTurns(binding, limits, { check: leases.check, leave, trouble: tally.trouble }, shared);
   const claims = openClaims(binding, shared);
   clock.signal.addEventListener("abort", stop);
   if (clock.signal.aborted) stop();
@@ -113,6 +114,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
         }
       });
     },
+    stop,
     async emptied() {
       await point(
         "waiting for all to be settled",
@@ -136,7 +138,6 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     else void goOn(one);
   }
 
-  /** Starts nothing any more, and hands back what was not started. */
   function stop(): void {
     stopped = true;
     turns.stop();

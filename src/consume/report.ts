@@ -22,9 +22,11 @@ export interface ConsumerReport {
   leaseLost: number;
   /**
    * `drained`: nothing was left to pull. `budget`: the time was over. `limited`: its rate limit lets nothing more be started
-   * within the time. `failed`: it could not pull.
+   * within the time. `open`: its circuit breaker was, or is being tried by another invocation. `failed`: it could not pull.
    */
-  ended: "drained" | "budget" | "limited" | "failed";
+  ended: "drained" | "budget" | "limited" | "open" | "failed";
+  /** The state of its circuit breaker at the end, where it has one. */
+  breaker?: "closed" | "open" | "half-open";
   /** What someone has to see to: why it could not pull, or count attempts. */
   error?: string;
 }

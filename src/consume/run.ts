@@ -1,14 +1,16 @@
 import { SortieError, textOf } from "../errors.ts";
 import { openPuller } from "../nats/pull.ts";
 import { pause, point, within } from "../nats/within.ts";
+import { openBreaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
-import { openPace, type Pace } from "./pace.ts";
+import { openPace } from "./pace.ts";
 import { planPull } from "./pull-size.ts";
 import type { ConsumerReport } from "./report.ts";
 import { type Source, sourcesOf } from "./source.ts";
 import { openTally } from "./tally.ts";
+import type { Limits } from "./turns.ts";
 
 /** How long to go on asking for what cannot be asked for at the moment, as while a consumer has no leader. */
 const againForMs = 10_000;
@@ -22,14 +24,35 @@ const longestWaitMs = 5_000;
  */
 export async function runConsumer(binding: Binding, shared: Circumstances): Promise<ConsumerReport> {
   const tally = openTally(binding, shared.log);
-  const { report } = tally;
-  const pace = openPace(binding, shared);
-  const hand = openHand(binding, shared, tally, pace);
-  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, shared, pace));
-  const ends = await Promise.allSettled(pulls);
-  await hand.emptied();
-  for (const end of ends) if (end.status === "rejected") tally.trouble(textOf(end.reason));
+  const { report, trouble } = tally;
+  const limits: Limits = { pace: openPace(binding, shared), breaker: openBreaker(binding, shared, trouble) };
+  const { pace, breaker } = limits;
+  const hand = openHand(binding, shared, tally, limits);
+  const sources = sourcesOf(binding.consumer);
+  const pull = (source: Source, probing = false) => pullFrom(source, binding, hand, shared, { ...limits, probing });
+  breaker?.onOpen(hand.stop);
+
+  let ends: PromiseSettledResult<"drained" | "budget">[] = [];
+  try {
+    let entry = breaker ? await breaker.enter() : "all";
+    if (breaker && entry === "probe") {
+      for (const source of sources) if (report.pulled === 0) await pull(source, true);
+      await point(
+        "waiting for the probe of a circuit breaker",
+        hand.until(() => hand.size === 0),
+      );
+      entry = (await breaker.probed()) ? "all" : "nothing";
+    }
+    if (entry === "all") ends = await Promise.allSettled(sources.map((source) => pull(source)));
+  } catch (reason) {
+    ends = [{ status: "rejected", reason }];
+  }
+  await Promise.all([hand.emptied(), breaker?.flush()]);
+  breaker?.end();
+  for (const end of ends) if (end.status === "rejected") trouble(textOf(end.reason));
+  if (breaker) report.breaker = breaker.state;
   if (ends.some(({ status }) => status === "rejected")) report.ended = "failed";
+  else if (breaker && breaker.state !== "closed") report.ended = "open";
   else if (pace?.over) report.ended = "limited";
   else if (ends.every((end) => end.status === "fulfilled" && end.value === "drained")) report.ended = "drained";
   return report;
@@ -40,13 +63,15 @@ async function pullFrom(
   source: Source,
   { consumer }: Binding,
   hand: Hand,
-  { connection, clock, lingerMs }: Circumstances,
-  pace: Pace | undefined,
+  { connection, clock, ...shared }: Circumstances,
+  { pace, breaker, probing }: Limits & { readonly probing: boolean },
 ): Promise<"drained" | "budget"> {
   const { now, signal } = clock;
+  const lingerMs = probing ? 0 : shared.lingerMs; // there is something to try it with, or the next one tries it
   const { mostOutstanding } = source;
   const puller = openPuller(connection, { ...source, bounded: mostOutstanding < Infinity }, (delivery) => {
     lastAt = now();
+    taken += 1;
     hand.take(source.kind, delivery);
   });
   const leftMs = () => clock.budget.stopAt - clock.slowestMs - (lingerMs > 0 ? 20 : 0) - now();
@@ -55,6 +80,7 @@ async function pullFrom(
   const most = Math.min(consumer.batch, mostOutstanding);
   const ended = Promise.withResolvers<"drained" | "budget">();
   let lastAt = now(); // when something came
+  let taken = 0;
   let flightMs = 0;
   let pulls = 0; // under way
   let bytesUnderWay = 0; // at most
@@ -85,7 +111,7 @@ async function pullFrom(
       else ended.reject(unavailable(source, now() - troubledAt));
       return;
     }
-    if (pace?.over) {
+    if (pace?.over || (breaker && breaker.state !== "closed" && !probing)) {
       ended.resolve("budget");
       return;
     }
@@ -110,6 +136,7 @@ async function pullFrom(
     const [messages, unsettled] = [hand.messages + underWay, hand.size + underWay];
     const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs: hand.handlerMs };
     const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
+    if (probing) return { ...planned, messages: pulls + taken > 0 ? 0 : Math.min(planned.messages, 1) };
     const paced = pace ? pace.room - (messages - hand.running) : Infinity;
     return { ...planned, messages: Math.min(planned.messages, mostOutstanding - hand.size, Math.max(0, paced)) };
   }

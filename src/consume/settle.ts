@@ -56,11 +56,11 @@ export async function settle(
     return Math.max(1, Math.min(stepMs, clock.budget.settleBy - clock.now()));
   }
 
-  /** A first delivery says that it was not started, or the next one would be taken for a suspect. */
+  /** It is said that it was not started, where the next delivery would be taken for a suspect. */
   async function handBack(delayMs: number): Promise<Settled> {
     const first = held.source === "own" && !held.delivery.again;
     const [trouble] = await Promise.all([
-      first ? writtenDown(outcome.attempts) : undefined,
+      first || held.entry?.attempts.open ? writtenDown(outcome.attempts) : undefined,
       confirm(held.ackSubject, nak(delayMs), clock.budget.settleBy),
     ]);
     return { ...outcome, ...trouble };

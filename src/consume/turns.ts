@@ -1,6 +1,7 @@
 import { textOf } from "../errors.ts";
 import { point } from "../nats/within.ts";
 import { attempt, type Outcome } from "./attempt.ts";
+import type { Breaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
@@ -26,10 +27,16 @@ export interface Turns {
   stop(): void;
 }
 
-/** `pace` is the consumer's rate limit, where it has one; `leave` is told how each one is to leave the hand, `check` notices where another invocation may have it by now. */
+/** What holds handlers back, where the consumer has it. */
+export interface Limits {
+  readonly pace: Pace | undefined;
+  readonly breaker: Breaker | undefined;
+}
+
+/** `leave` is told how each one is to leave the hand, `check` notices where another invocation may have it by now. */
 export function openTurns(
   binding: Binding,
-  pace: Pace | undefined,
+  { pace, breaker }: Limits,
   {
     check,
     leave,
@@ -52,6 +59,7 @@ export function openTurns(
   let stopped = false;
   let starting = false;
   gate.onOpen(startNext);
+  breaker?.onRelease(startNext);
 
   return {
     get running() {
@@ -85,7 +93,7 @@ export function openTurns(
   function startNext(): void {
     if (starting || stopped) return; // a handler that ends at once comes back here
     starting = true;
-    while (queue.length > 0 && running < consumer.concurrency && gate.open) {
+    while (queue.length > 0 && running < consumer.concurrency && gate.open && !breaker?.holds) {
       const one = queue.shift() as Held;
       gate.enter();
       one.inside = true;
@@ -127,7 +135,8 @@ export function openTurns(
       return leave(one, returned(before, troubleMs));
     }
     running -= 1;
-    start(one, before);
+    if (stopped) leave(one, returned(before));
+    else start(one, before);
   }
 
   function start(one: Held, before: Attempts): void {
@@ -146,6 +155,7 @@ export function openTurns(
       running -= 1;
       const took = now() - started;
       handlerMs = handlerMs === undefined ? took : handlerMs * 0.9 + took * 0.1;
+      breaker?.ended(outcome);
       leave(one, outcome);
     }
   }

@@ -49,6 +49,23 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
    */
   managed?: boolean;
   /**
+   * Stops every invocation of the consumer, on every host, where too many handlers fail: nothing is pulled and no attempt is
+   * burnt while it is open. After `openFor` one message is tried, and decides whether it closes or stays open. It costs a
+   * round trip at the start of an invocation, and a small record each second.
+   */
+  breaker?: {
+    /** Opens when this part of the handlers that ended within `window` has failed: more than 0, 1 for all of them. */
+    failureRatio: number;
+    /** And at least so many ended. @default 20 */
+    minimum?: number;
+    /** @default "1m" */
+    window?: Duration;
+    /** @default "30s" */
+    openFor?: Duration;
+    /** Whether an error tells of what the handler depends on. @default every one but a `NonRetriableError` */
+    counts?(error: unknown): boolean;
+  };
+  /**
    * How many handlers are started in a time, over all invocations on all hosts: evenly, one after the other. A message over
    * the limit waits, or is handed back until it may be started; that is no attempt. It costs a round trip for a batch.
    */
@@ -73,6 +90,15 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
   };
 }
 
+/** When a circuit breaker opens, and for how long. */
+export interface BreakerPolicy {
+  readonly failureRatio: number;
+  readonly minimum: number;
+  readonly windowMs: number;
+  readonly openForMs: number;
+  readonly counts?: (error: unknown) => boolean;
+}
+
 /** A durable pull consumer as plain data. */
 export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extends string = string> {
   readonly kind: "consumer";
@@ -88,6 +114,7 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
   readonly maxBytes: number;
   readonly confirm: "together" | "each";
   readonly managed: boolean;
+  readonly breaker?: BreakerPolicy;
   readonly rateLimit?: {
     readonly perMs: number;
     readonly everyMs: number;
@@ -148,6 +175,7 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     maxBytes,
     confirm,
     managed,
+    ...(options.breaker && { breaker: breakerOf(options.breaker, what) }),
     ...(options.rateLimit && { rateLimit: rateLimitOf(options.rateLimit, what) }),
     ...(options.idempotency && { idempotency: idempotencyOf(options.idempotency, ackWaitMs, what) }),
   };
@@ -166,6 +194,39 @@ function idempotencyOf<M>(
     );
   }
   return { ttlMs, ...keyOf(key, `${what}: expected idempotency.key`) };
+}
+
+function breakerOf(
+  {
+    failureRatio,
+    minimum = 20,
+    window = "1m",
+    openFor = "30s",
+    counts,
+  }: NonNullable<ConsumerOptions<string>["breaker"]>,
+  what: string,
+): BreakerPolicy {
+  if (!(failureRatio > 0 && failureRatio <= 1)) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected breaker.failureRatio above 0 and up to 1, got ${failureRatio}`,
+    );
+  }
+  assertCounts({ "breaker.minimum": minimum }, what);
+  const [windowMs, openForMs] = [toMs(window, `${what}, breaker.window`), toMs(openFor, `${what}, breaker.openFor`)];
+  for (const [option, ms] of Object.entries({ window: windowMs, openFor: openForMs })) {
+    if (ms < 100)
+      throw new SortieError(
+        "invalid-definition",
+        `${what}: expected breaker.${option} of 100 ms or more, got ${ms} ms`,
+      );
+  }
+  if (counts !== undefined && typeof counts !== "function")
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected breaker.counts to be a function, got ${typeof counts}`,
+    );
+  return { failureRatio, minimum, windowMs, openForMs, ...(counts && { counts }) };
 }
 
 function rateLimitOf<M>(

@@ -13,6 +13,9 @@ export const attemptsStream = "SORTIE_ATTEMPTS";
 /** Which keys were handled, and which are being handled, for consumers with `idempotency`. */
 export const keysStream = "SORTIE_KEYS";
 
+/** The states of circuit breakers. */
+export const breakersStream = "SORTIE_BREAKERS";
+
 /** What is left of rate limits. */
 export const ratesStream = "SORTIE_RATES";
 
@@ -41,6 +44,11 @@ export function attemptsSubject(stream: string, consumer: string, sequence: numb
 /** Where a key of a consumer is kept. */
 export function keySubject({ stream, name }: ConsumerDefinition, key: string): string {
   return `sortie.keys.${stream.name}.${name}.${key}`;
+}
+
+/** Where the state of a consumer's circuit breaker is kept, and told of. */
+export function breakerSubject({ stream, name }: ConsumerDefinition): string {
+  return `sortie.breakers.${stream.name}.${name}`;
 }
 
 /** Where a consumer's rate limit is kept; for a limit by key, a token for the key follows. */
@@ -107,6 +115,7 @@ export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefi
     streams.push(recordsOf(attemptsStream, attemptsSubject("*", "*", "*", "*"), 90 * 86_400_000));
   const keptMs = consumers.flatMap(({ idempotency }) => idempotency?.ttlMs ?? []);
   if (keptMs.length > 0) streams.push(recordsOf(keysStream, "sortie.keys.>", Math.max(...keptMs, longestInvocationMs)));
+  if (consumers.some(({ breaker }) => breaker)) streams.push(recordsOf(breakersStream, "sortie.breakers.>", 0));
   const periodsMs = consumers.flatMap(({ rateLimit }) => rateLimit?.perMs ?? []);
   if (periodsMs.length > 0)
     streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...periodsMs, longestInvocationMs)));

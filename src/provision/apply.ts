@@ -6,7 +6,7 @@ import { covers } from "../define/subject.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { managerOn, serverIsAtLeast } from "../nats/jetstream.ts";
-import { planConsumer, planStream, type Step } from "./plan.ts";
+import { planConsumer, planStream, type Step, sharedStream } from "./plan.ts";
 
 /** What became of one definition. */
 export interface Applied {
@@ -39,12 +39,10 @@ export async function apply(
     applied.push(one);
     log(one);
   };
-  for (const definition of [...streams, ...ownStreams(consumers)]) {
-    const { name } = definition;
-    const step = planStream(definition, await found(jsm.streams.info(name).then(({ config }) => config)), can);
-    const [create, update] = [() => jsm.streams.add(step.config), () => jsm.streams.update(name, step.config)];
-    done(await carryOut("stream", name, step, create, update));
-  }
+  for (const definition of streams)
+    await applyStream(definition.name, (current) => planStream(definition, current, can));
+  for (const own of ownStreams(consumers))
+    await applyStream(own.name, (current) => planStream(sharedStream(own, current), current, can));
   for (const definition of consumers) {
     await assertDeadLettersStored(jsm, streams, definition);
     if (definition.managed) await applyConsumer(definition.stream.name, definition);
@@ -55,6 +53,15 @@ export async function apply(
     }
   }
   return applied;
+
+  async function applyStream(
+    name: string,
+    plan: (current: StreamConfig | undefined) => ReturnType<typeof planStream>,
+  ): Promise<void> {
+    const step = plan(await found(jsm.streams.info(name).then(({ config }) => config)));
+    const [create, update] = [() => jsm.streams.add(step.config), () => jsm.streams.update(name, step.config)];
+    done(await carryOut("stream", name, step, create, update));
+  }
 
   async function applyConsumer(stream: string, definition: Parameters<typeof planConsumer>[0]): Promise<void> {
     const { name } = definition;

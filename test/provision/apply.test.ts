@@ -69,6 +69,16 @@ describe("apply", () => {
     );
   });
 
+  it("leaves the streams that apps share as wide as another app needs them", async () => {
+    const long = stream("LONG");
+    const consumer = (name: string, ttl: "1h" | "7d") =>
+      defineConsumer(long, name, { deadLetter: "dead.LONG", idempotency: { ttl }, ackWait: "45s" });
+    await apply(connection, { streams: [long], consumers: [consumer("one", "7d")] });
+    const again = await apply(connection, { streams: [long], consumers: [consumer("two", "1h")] });
+    expect(again.find(({ name }) => name === "SORTIE_KEYS")).toMatchObject({ action: "none" });
+    expect((await system.jsm.streams.info("SORTIE_KEYS")).config.max_age).toBe(7 * 86_400e9);
+  });
+
   it("lets messages be scheduled into a stream that nothing could push them out of", async () => {
     await applyStream("TIMED");
     expect((await system.jsm.streams.info("TIMED")).config).toMatchObject({
