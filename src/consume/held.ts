@@ -1,3 +1,4 @@
+import type { Start } from "../dead-letter/story.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import type { Entry } from "./ledger.ts";
 import type { Source } from "./source.ts";
@@ -24,6 +25,8 @@ export interface Held {
   next?: Delivery;
   /** What the ledger has on it, where it was asked. */
   entry?: Entry;
+  /** Its start, as it was written down before. */
+  announced?: Start & { readonly alone: boolean };
   /** Its key, claimed for it. */
   claim?: { readonly subject: string; readonly revision: number };
   /** Of a parked copy, where the delivery that it was made of is acknowledged. */

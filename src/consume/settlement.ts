@@ -51,8 +51,19 @@ export interface Failure {
   readonly chance: number;
 }
 
-/** What becomes of a message whose handler failed. An error's own word comes first, then the policy's rules, then its backoff. */
+/**
+ * What becomes of a message whose handler failed. An error's own word comes first, then the policy's rules, then its
+ * backoff, or the `Retry-After` of an HTTP error where that is later. An error that throws when it is looked at says nothing.
+ */
 export function decideFailure(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
+  try {
+    return decide(failure, retry);
+  } catch {
+    return decide({ ...failure, error: undefined }, retry);
+  }
+}
+
+function decide(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
   const { error, attempt, now, chance } = failure;
   const asked = markOf(error);
   if (asked.deadLetter) return { kind: "dead-letter", reason: "non-retriable" };
@@ -63,13 +74,13 @@ export function decideFailure(failure: Failure, retry: RetryPolicy): Settlement 
   if (asked.retryAfterMs !== undefined) return { kind: "retry", delayMs: asked.retryAfterMs };
   if (typeof decision === "object" && "after" in decision)
     return { kind: "retry", delayMs: toMs(decision.after, "after") };
+  const named = retryAfterMs(error, now) ?? 0;
   if (typeof decision === "object") {
-    const delayMs = toMs(decision.delay ?? 0, "delay");
+    const delayMs = Math.max(named, toMs(decision.delay ?? 0, "delay"));
     if (failure.inPlace < decision.inPlace && delayMs < failure.leftMs) return { kind: "in-place", delayMs };
   }
-  const named = retryAfterMs(error, now);
-  if (named !== undefined) return { kind: "retry", delayMs: Math.round(named + retry.backoff.jitterMs * chance) };
-  return { kind: "retry", delayMs: backoffMs(retry.backoff, attempt, chance) };
+  const delayMs = Math.max(named + retry.backoff.jitterMs * chance, backoffMs(retry.backoff, attempt, chance));
+  return { kind: "retry", delayMs: Math.round(delayMs) };
 }
 
 function markOf(error: unknown): { deadLetter?: boolean; retryAfterMs?: number } {

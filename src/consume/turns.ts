@@ -1,12 +1,15 @@
 import { textOf } from "../errors.ts";
-import { point } from "../nats/within.ts";
-import { attempt, type Outcome } from "./attempt.ts";
+import { pause, point } from "../nats/within.ts";
+import { type Again, attempt, type Outcome } from "./attempt.ts";
 import type { Breaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
 import type { Pace } from "./pace.ts";
+
+/** How long handlers may be started one after the other before the event loop comes round. */
+const busyMs = 25;
 
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
@@ -58,6 +61,7 @@ export function openTurns(
   let handlerMs: number | undefined;
   let stopped = false;
   let starting = false;
+  let busyFrom: number | undefined; // when the first handler was started since the event loop last came round
   gate.onOpen(startNext);
   breaker?.onRelease(startNext);
 
@@ -81,19 +85,22 @@ export function openTurns(
       else await startAgain(one, attempts, true);
     },
     startNext,
-    stop() {
-      stopped = true;
-      pace?.stop();
-      for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
-      for (const [one, attempts] of suspects) leave(one, returned(attempts));
-      suspects.clear();
-    },
+    stop,
   };
+
+  function stop(): void {
+    stopped = true;
+    pace?.stop();
+    for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
+    for (const [one, attempts] of suspects) leave(one, returned(attempts));
+    suspects.clear();
+  }
 
   function startNext(): void {
     if (starting || stopped) return; // a handler that ends at once comes back here
     starting = true;
-    while (queue.length > 0 && running < consumer.concurrency && gate.open && !breaker?.holds) {
+    const has = () => queue.length > 0 && running < consumer.concurrency && gate.open && !breaker?.holds;
+    while (has() && !isBusy()) {
       const one = queue.shift() as Held;
       gate.enter();
       one.inside = true;
@@ -102,6 +109,22 @@ export function openTurns(
       else start(one, noAttempts.attempts);
     }
     starting = false;
+  }
+
+  /** Handlers that use the processor let timers and the network have their turn as well. */
+  function isBusy(): boolean {
+    if (isOver()) {
+      stop();
+      return true;
+    }
+    if (busyFrom === undefined) {
+      busyFrom = now();
+      setTimeout(() => {
+        busyFrom = undefined;
+        startNext();
+      }, 0);
+    }
+    return now() - busyFrom > busyMs;
   }
 
   /** It has its place among the handlers while it waits, or several that have been let in would start together. */
@@ -117,29 +140,29 @@ export function openTurns(
     }
     running -= 1;
     waiting -= 1;
-    if (otherwise ?? stopped) leave(one, otherwise ?? returned(before));
+    if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
     else if (alone || one.entry) await startAgain(one, before, alone);
     else start(one, before);
   }
 
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
-  async function startAgain(one: Held, before: Attempts, alone: boolean): Promise<void> {
+  async function startAgain(one: Held, before: Attempts, alone: boolean, inPlace = 0): Promise<void> {
     running += 1; // it has its place from now on
     try {
-      const opened = { ...before, open: { at: now(), host: shared.host, alone } };
+      one.announced = { at: now(), host: shared.host, alone };
       const ms = clock.budget.abandonAt - now();
-      one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, opened, ms);
+      one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, { ...before, open: one.announced }, ms);
     } catch (error) {
       running -= 1;
       trouble(textOf(error));
       return leave(one, returned(before, troubleMs));
     }
     running -= 1;
-    if (stopped) leave(one, returned(before));
-    else start(one, before);
+    if (isOver()) leave(one, returned(before));
+    else start(one, before, inPlace);
   }
 
-  function start(one: Held, before: Attempts): void {
+  function start(one: Held, before: Attempts, inPlace = 0): void {
     check(one);
     if (one.lost) {
       leave(one, returned(before));
@@ -147,17 +170,32 @@ export function openTurns(
     }
     running += 1;
     const started = now();
-    const outcome = attempt(binding, one.delivery, before, shared);
+    const outcome = attempt(binding, one.delivery, before, shared, { inPlace, at: one.announced?.at });
     if (outcome instanceof Promise) void outcome.then(ended);
     else ended(outcome);
 
-    function ended(outcome: Outcome): void {
+    function ended(came: Outcome | Again): void {
       running -= 1;
       const took = now() - started;
       handlerMs = handlerMs === undefined ? took : handlerMs * 0.9 + took * 0.1;
+      const outcome = "inPlaceMs" in came ? came.otherwise : came;
       breaker?.ended(outcome);
-      leave(one, outcome);
+      if ("inPlaceMs" in came && !isOver()) void startInPlace(one, came, inPlace + 1);
+      else leave(one, outcome);
     }
+  }
+
+  async function startInPlace(one: Held, { inPlaceMs, otherwise }: Again, inPlace: number): Promise<void> {
+    running += 1;
+    await pause(inPlaceMs, "waiting to start a handler once more in place");
+    running -= 1;
+    if (isOver()) leave(one, otherwise);
+    else await startAgain(one, otherwise.attempts, one.announced?.alone ?? false, inPlace);
+  }
+
+  /** A timer says so as well, but not while handlers keep the function busy. */
+  function isOver(): boolean {
+    return stopped || now() >= clock.budget.stopAt;
   }
 }
 
