@@ -57,6 +57,14 @@ export function createApp<const Streams extends readonly StreamDefinition[]>({
           `${what}: no stream of the app captures its dead letters at "${consumer.deadLetter}"; add one, such as defineStream("DEAD", { captures: ["dead.>"] })`,
         );
       }
+      const { stream: own, deadLetter } = consumer;
+      const fills = own.retention === "workqueue" && (own.maxMessages !== -1 || own.maxBytes !== -1);
+      if (fills && own.subjects.some((subject) => covers(subject, deadLetter))) {
+        throw new SortieError(
+          "invalid-definition",
+          `${what}: its dead letters go to its own stream, which takes nothing more when it is full: messages that fail would stay in it for ever. Let another stream capture "${deadLetter}", or leave maxMessages and maxBytes out`,
+        );
+      }
       const forgetful = streams.find(({ duplicateWindowMs }) => duplicateWindowMs <= consumer.ackWaitMs);
       if (forgetful) {
         throw new SortieError(

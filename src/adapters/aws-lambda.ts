@@ -1,7 +1,7 @@
 import type { Context } from "hono";
 import { handle, type LambdaContext } from "hono/aws-lambda";
 import type { App } from "../app.ts";
-import { invoke, type Linger } from "../consume/invocation.ts";
+import { invoke, type Linger, lingerMs } from "../consume/invocation.ts";
 import type { InvocationReport } from "../consume/report.ts";
 import { createHttp } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
@@ -32,6 +32,7 @@ const runtimeMs = 250; // for the runtime to take the answer before it ends the 
  */
 export function serve(app: App, { linger }: ServeOptions = {}): LambdaHandlers {
   const { streams, bindings } = app;
+  if (linger !== undefined) lingerMs(linger); // a malformed one is to be known at the deploy
   const connect = (ms: number) => connectWith(process.env, ms);
   const remaining = (context: Pick<LambdaContext, "getRemainingTimeInMillis">) =>
     context.getRemainingTimeInMillis() - runtimeMs;

@@ -1,6 +1,6 @@
 import type { ExecutionContext } from "hono";
 import type { App } from "../app.ts";
-import { invoke, type Linger } from "../consume/invocation.ts";
+import { invoke, type Linger, lingerMs } from "../consume/invocation.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { createHttp } from "../http/http.ts";
 import { connectWith, logJson, reported, type Settings } from "./settings.ts";
@@ -30,6 +30,7 @@ export interface WorkerHandlers {
 export function serve(app: App, { linger = "drain", ...options }: ServeOptions = {}): WorkerHandlers {
   const { budget = linger === "until-budget" ? "65s" : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
+  lingerMs(linger); // a malformed one is to be known at the deploy
   const http = createHttp(app, {
     connect: (c, ms) => connectWith(c.env as Settings, ms, openUpgraded),
     publishToken: (c) => (c.env as Settings).SORTIE_PUBLISH_TOKEN,

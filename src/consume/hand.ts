@@ -24,7 +24,9 @@ export interface Hand {
   readonly size: number;
   /** Those of them that are handled or wait for a handler. */
   readonly messages: number;
-  /** Those of these whose handler runs. */
+  /** As many of both as came from one source. */
+  of(source: Source["kind"]): { readonly size: number; readonly messages: number };
+  /** Handlers that run. */
   readonly running: number;
   /** Their bytes, and those of deliveries that are being settled. */
   readonly bytes: number;
@@ -50,15 +52,20 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   const listeners = new Set<() => void>();
   const acknowledged = new Map<Promise<void>, Held[]>(); // by what confirms them
   let pulling = 0;
-  let settling = 0;
+  const counts = {
+    own: { size: 0, messages: 0 },
+    parked: { size: 0, messages: 0 },
+    exhausted: { size: 0, messages: 0 },
+  };
+  let messages = 0;
   let bytes = 0;
   let stopped = false;
   let telling = false;
 
   const confirmation =
     consumer.confirm === "each"
-      ? confirmEach(connection, now)
-      : confirmTogether(connection, now, () => turns.running > 0 || pulling > 0);
+      ? confirmEach(connection, clock)
+      : confirmTogether(connection, clock, () => turns.running > 0 || pulling > 0);
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
   const turns = openTurns(binding, limits, { check: leases.check, leave, trouble: tally.trouble }, shared);
   const claims = openClaims(binding, shared);
@@ -78,8 +85,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
       return held.size;
     },
     get messages() {
-      return held.size - settling;
+      return messages;
     },
+    of: (source) => counts[source],
     get running() {
       return turns.running;
     },
@@ -131,6 +139,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     const state = { lost: false, counted: false, inside: false, settling: false };
     const one: Held = { key, bytes: data.length, source, delivery, ackSubject, heardAt: now(), ...state };
     held.set(key, one);
+    messages += 1;
+    counts[source].size += 1;
+    counts[source].messages += 1;
     bytes += one.bytes;
     if (source === "own") tally.pulled(one);
     if (stopped) leave(one, returned(noAttempts.attempts));
@@ -142,6 +153,13 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     stopped = true;
     turns.stop();
     tell();
+  }
+
+  /** What a delivery stands for may have more bytes than itself. */
+  function account(one: Held): void {
+    const now = one.delivery.data.length;
+    bytes += now - one.bytes;
+    one.bytes = now;
   }
 
   /** Once for all that came in one piece, and before what is acknowledged of it leaves: in one frame with that. */
@@ -158,6 +176,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   async function goOn(one: Held): Promise<void> {
     try {
       const beginning = isPlain(one) ? plainStart : await recall(binding, one, shared);
+      account(one);
       if (beginning.kind === "not-due") return leave(one, returned(noAttempts.attempts, beginning.inMs));
       if (!one.counted) tally.pulled(one);
       if (beginning.kind === "leave") return leave(one, beginning.outcome);
@@ -176,7 +195,8 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   /** Settles a delivery, whatever comes of it, and lets go of it. */
   function leave(one: Held, outcome: Outcome): void {
     one.settling = true;
-    settling += 1;
+    messages -= 1;
+    counts[one.source].messages -= 1;
     turns.startNext();
     tell();
     leases.check(one);
@@ -198,7 +218,6 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
 
   /** What most deliveries come to: nothing to do but to acknowledge them, together with others. */
   function acknowledge(one: Held, outcome: Outcome): void {
-    const asked = now();
     const confirmed = confirmation.settle(one.ackSubject, ACK, clock.budget.settleBy);
     const others = acknowledged.get(confirmed);
     if (others) {
@@ -210,7 +229,6 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     void confirmed
       .then(
         () => {
-          clock.learn(now() - asked);
           tally.acknowledged(all.length);
           for (const one of all) gone(one, true);
         },
@@ -227,7 +245,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   }
 
   function gone(one: Held, forGood: boolean): void {
-    settling -= 1;
+    counts[one.source].size -= 1;
     bytes -= one.bytes;
     held.delete(one.key);
     if (one.inside) gate.leave();

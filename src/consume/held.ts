@@ -6,7 +6,7 @@ import type { Source } from "./source.ts";
 /** A delivery in hand. */
 export interface Held {
   readonly key: number | string;
-  readonly bytes: number;
+  bytes: number;
   readonly source: Source["kind"];
   /** What it stands for. */
   delivery: Delivery;

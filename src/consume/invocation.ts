@@ -1,5 +1,6 @@
 import type { StreamDefinition } from "../define/stream.ts";
 import { type Duration, toMs } from "../duration.ts";
+import { SortieError } from "../errors.ts";
 import { assertLoggedIn, type Connection, disconnect as closeAtOnce } from "../nats/connection.ts";
 import { connectMs } from "./budget.ts";
 import { startClock } from "./clock.ts";
@@ -50,11 +51,19 @@ export async function invoke({
   now = Date.now,
 }: InvocationOptions): Promise<InvocationReport> {
   const started = now();
+  if (Number.isNaN(deadline))
+    throw new SortieError("invalid-option", "Expected an invocation's deadline in epoch milliseconds, got NaN");
+  const stayMs = lingerMs(linger);
   const connection = await connect(connectMs(started, deadline));
   const clock = startClock(deadline, now);
   try {
     const ledger = openLedger(connection);
-    const shared = { connection, streams, clock, ledger, gate: createGate(), host, lingerMs: lingerMs(linger), log };
+    const tell = (event: InvocationEvent) => {
+      try {
+        log(event);
+      } catch {} // who listens is not to harm the messages
+    };
+    const shared = { connection, streams, clock, ledger, gate: createGate(now), host, lingerMs: stayMs, log: tell };
     const consumers = await Promise.all(bindings.map((binding) => runConsumer(binding, shared)));
     if (consumers.every(({ ended, pulled }) => ended === "failed" && pulled === 0)) await assertLoggedIn(connection);
     return { ms: now() - started, consumers };
@@ -64,7 +73,8 @@ export async function invoke({
   }
 }
 
-function lingerMs(linger: Linger): number {
+/** How long to wait for more, in milliseconds. Throws `invalid-option` for a malformed duration. */
+export function lingerMs(linger: Linger): number {
   if (linger === "drain") return 0;
   return linger === "until-budget" ? Infinity : toMs(linger, "linger");
 }

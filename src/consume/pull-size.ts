@@ -28,7 +28,8 @@ export function planPull(hand: InHand): { messages: number; bytes: number } {
   let perFlight = 1;
   if (handlerMs !== undefined) {
     const perMs = concurrency / Math.max(handlerMs, 0.001);
-    const finishable = Math.floor((perMs * Math.max(0, leftMs)) / 1.5); // some take longer than the others
+    const rounds = Math.max(0, leftMs) / (1.5 * Math.max(handlerMs, 0.001)); // some take longer than the others
+    const finishable = Math.floor(concurrency * (rounds < 1 ? 0 : rounds));
     perFlight = Math.ceil(perMs * Math.max(2 * flightMs, 5));
     wanted = Math.min(most, finishable, concurrency + perFlight);
   }

@@ -1,6 +1,7 @@
 import { SortieError, textOf } from "../errors.ts";
 import { openPuller } from "../nats/pull.ts";
 import { pause, point, within } from "../nats/within.ts";
+import { maxPayloadOf } from "../publish/publish.ts";
 import { openBreaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
@@ -14,6 +15,9 @@ import type { Limits } from "./turns.ts";
 
 /** How long to go on asking for what cannot be asked for at the moment, as while a consumer has no leader. */
 const againForMs = 10_000;
+
+/** How long a link may stand still before it is taken for dead. */
+const silenceMs = 2_000;
 
 /** A pull that waits does not notice that its consumer was paused and is resumed, nor that the network is gone. */
 const longestWaitMs = 5_000;
@@ -71,15 +75,19 @@ async function pullFrom(
   const { mostOutstanding } = source;
   const puller = openPuller(connection, { ...source, bounded: mostOutstanding < Infinity }, (delivery) => {
     lastAt = now();
+    firstAt ??= lastAt;
     taken += 1;
     hand.take(source.kind, delivery);
   });
-  const leftMs = () => clock.budget.stopAt - clock.slowestMs - (lingerMs > 0 ? 20 : 0) - now();
-  const handBackBy = () => clock.budget.settleBy - clock.slowestMs; // what comes later can't be handed back in time
+  const leftMs = () => clock.budget.stopAt - clock.roundTripMs - (lingerMs > 0 ? 20 : 0) - now();
+  const handBackBy = () => clock.budget.settleBy - clock.roundTripMs; // what comes later can't be handed back in time
   const { concurrency, maxBytes: mostBytes } = consumer;
-  const most = Math.min(consumer.batch, mostOutstanding);
+  // each advisory stands for a message that is read as text: nearly three times its bytes
+  const readable = Math.max(1, Math.floor(mostBytes / (3 * maxPayloadOf(connection))));
+  const most = Math.min(consumer.batch, mostOutstanding, source.kind === "exhausted" ? readable : Infinity);
   const ended = Promise.withResolvers<"drained" | "budget">();
   let lastAt = now(); // when something came
+  let firstAt: number | undefined; // of the pull under way, when something came
   let taken = 0;
   let flightMs = 0;
   let pulls = 0; // under way
@@ -130,28 +138,31 @@ async function pullFrom(
     const none = { messages: 0, bytes: 0 };
     // what is there has been asked for, or may not be given yet
     if (drained || (pulls > 0 && (puller.bounded || puller.pending <= puller.underWay))) return none;
-    if (full !== undefined && hand.size >= full) return none;
+    const mine = hand.of(source.kind); // a busy source does not starve the others
+    if (full !== undefined && mine.size >= full) return none;
     if (oversized) return pulls === 0 && hand.size === 0 ? { messages: 1, bytes: Infinity } : none;
     const { underWay } = puller;
-    const [messages, unsettled] = [hand.messages + underWay, hand.size + underWay];
+    const [messages, unsettled] = [mine.messages + underWay, mine.size + underWay];
     const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs: hand.handlerMs };
     const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
     if (probing) return { ...planned, messages: pulls + taken > 0 ? 0 : Math.min(planned.messages, 1) };
     const paced = pace ? pace.room - (messages - hand.running) : Infinity;
-    return { ...planned, messages: Math.min(planned.messages, mostOutstanding - hand.size, Math.max(0, paced)) };
+    return { ...planned, messages: Math.min(planned.messages, mostOutstanding - mine.size, Math.max(0, paced)) };
   }
 
   async function pull(batch: number, maxBytes: number): Promise<void> {
     const asked = now();
-    const waitMs = Math.max(0, Math.min(lastAt + lingerMs - asked, leftMs(), longestWaitMs));
-    const heldThen = hand.size;
-    const patienceMs = Math.min(flightMs > 0 ? 250 + 20 * flightMs : 2_500, handBackBy() - asked);
+    const inTimeMs = leftMs() - 1.5 * (hand.handlerMs ?? 0); // what comes later would not be finished
+    const waitMs = Math.max(0, Math.min(lastAt + lingerMs - asked, inTimeMs, longestWaitMs));
+    const heldThen = hand.of(source.kind).size;
+    const patienceMs = Math.min(Math.max(silenceMs, 20 * flightMs), handBackBy() - asked);
+    if (pulls === 0) firstAt = undefined;
     pulls += 1;
     bytesUnderWay += maxBytes;
     try {
       const end = await puller.pull({ batch, maxBytes, waitMs, patienceMs });
       if (waitMs === 0 && end !== "full" && end !== "again") {
-        flightMs = now() - asked;
+        flightMs = Math.max(0, (firstAt ?? now()) - asked); // less the time that many take to come
         clock.learn(flightMs);
       }
       oversized = end === "oversized";
@@ -186,6 +197,6 @@ async function pullFrom(
 function unavailable({ stream, consumer }: Source, ms: number): SortieError {
   return new SortieError(
     "connection-lost",
-    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${(ms / 1_000).toFixed(1)} s: the server holds it back, or nobody leads it. Look at it: nats consumer info ${stream} ${consumer}`,
+    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${(ms / 1_000).toFixed(1)} s: the server holds it back, nobody leads it, or this login may not pull ($JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}), or has no JetStream. Look at it: nats consumer info ${stream} ${consumer}`,
   );
 }

@@ -99,10 +99,10 @@ export function openTurns(
   function startNext(): void {
     if (starting || stopped) return; // a handler that ends at once comes back here
     starting = true;
-    const has = () => queue.length > 0 && running < consumer.concurrency && gate.open && !breaker?.holds;
+    const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs) && !breaker?.holds;
     while (has() && !isBusy()) {
       const one = queue.shift() as Held;
-      gate.enter();
+      gate.enter(handlerMs);
       one.inside = true;
       if (pace) void inPace(one, one.entry?.attempts ?? noAttempts.attempts, false);
       else if (one.entry) void startAgain(one, one.entry.attempts, false);

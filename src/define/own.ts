@@ -121,7 +121,10 @@ export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefi
     streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...periodsMs, longestInvocationMs)));
   if (consumers.some(parks))
     streams.push({ ...base, name: parkedStream, subjects: [parkedSubject("*", "*", "*", "*")] });
-  if (consumers.some(({ managed }) => !managed))
-    streams.push({ ...base, name: exhaustedStream, subjects: [exhaustedSubject("*", "*")] });
+  const foreign = consumers.filter(({ managed }) => !managed);
+  if (foreign.length > 0) {
+    const subjects = foreign.map(({ stream, name }) => exhaustedSubject(stream.name, name));
+    streams.push({ ...base, name: exhaustedStream, subjects });
+  }
   return streams;
 }

@@ -118,7 +118,7 @@ export function openPuller(
       const body = {
         batch,
         ...(!wait && { no_wait: true }),
-        ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
+        ...(expiresMs > 0 && { expires: Math.max(1, Math.round(expiresMs)) * 1_000_000 }),
         ...(maxBytes < Infinity && { max_bytes: maxBytes }),
       };
       connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
@@ -142,7 +142,7 @@ export function openPuller(
     if (end === "gone" || (end instanceof SortieError && end.code === "timed-out")) {
       const silence = end === "gone" ? lost("nobody answers for it, as while it has no leader") : end;
       limits.outstanding ||= silence === end; // there may be a limit that its definition does not have
-      return explainSilence(silence, asked.patienceMs * 0.2);
+      return explainSilence(silence, Math.max(asked.patienceMs * 0.2, Math.min(asked.patienceMs, 500)));
     }
     if (end instanceof SortieError) throw end;
     return end;
@@ -180,6 +180,7 @@ export function openPuller(
     close() {
       listens();
       subscription.unsubscribe();
+      requests.endAll("again"); // nobody waits any more
     },
   };
 }

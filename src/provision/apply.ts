@@ -75,11 +75,20 @@ export async function apply(
   }
 }
 
-async function leftAlone(jsm: JetStreamManager, { name, stream }: ConsumerDefinition): Promise<Applied> {
-  if (!(await found(jsm.consumers.info(stream.name, name)))) {
+async function leftAlone(jsm: JetStreamManager, { name, stream, ackWaitMs }: ConsumerDefinition): Promise<Applied> {
+  const info = await found(jsm.consumers.info(stream.name, name));
+  if (!info) {
     throw new SortieError(
       "provision-refused",
       `Consumer "${name}" of stream "${stream.name}" is defined as not managed, and does not exist on the server: whoever provisions it has to come first, or leave \`managed: false\` out`,
+    );
+  }
+  const { ack_wait = 0, backoff = [] } = info.config;
+  const serverMs = Math.min(ack_wait, ...backoff) / 1_000_000;
+  if (serverMs < ackWaitMs) {
+    throw new SortieError(
+      "provision-refused",
+      `Consumer "${name}" of stream "${stream.name}": the server waits ${serverMs} ms for an acknowledgement (its ack_wait, or the least of its backoff), and the definition says ${ackWaitMs} ms, so that messages would go to others while they are being handled. Give the definition ackWait: ${serverMs}`,
     );
   }
   return { kind: "consumer", name: `${stream.name}/${name}`, action: "none", changes: [] };

@@ -66,7 +66,8 @@ export function sharedStream(definition: StreamDefinition, current: StreamConfig
   if (!current) return definition;
   const ages = [definition.maxAgeMs, current.max_age / 1_000_000];
   const maxAgeMs = ages.includes(0) ? 0 : Math.max(...ages);
-  return { ...definition, maxAgeMs, replicas: Math.max(definition.replicas, current.num_replicas) };
+  const subjects = [...new Set([...current.subjects, ...definition.subjects])];
+  return { ...definition, subjects, maxAgeMs, replicas: Math.max(definition.replicas, current.num_replicas) };
 }
 
 /** What it takes to make a consumer as defined. Throws `provision-refused` for what the server is too old for. */
