@@ -2,6 +2,7 @@ import { describe } from "vitest";
 import { type ClientName, clients } from "../support/clients.ts";
 import { programOf, type ServerVersion } from "../support/servers.ts";
 import { startSystem } from "../support/system.ts";
+import { agreeing } from "./agreeing.ts";
 import { answering } from "./answering.ts";
 import type { Start } from "./jobs.ts";
 import { parking } from "./parking.ts";
@@ -16,6 +17,7 @@ export function contract(version: ServerVersion): void {
     const start: Start = (app) => startSystem(app, { binary: programOf(version), client });
     settling(start);
     if (version === "newest" || client === "wsconnect") parking(start); // seconds, of which the client sees the same bytes
+    if (client === "wsconnect") agreeing(start); // by requests that the other parts make over each client
     sweeping(start);
     pulling(start);
     answering(start);

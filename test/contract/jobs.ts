@@ -23,7 +23,10 @@ export const jobs = defineStream("JOBS", {
 });
 export const dead = defineStream("DEAD", { captures: ["dead.>"] });
 
-export function worker(options: Partial<ConsumerOptions<"jobs.do">> = {}, stream = jobs) {
+export function worker(
+  options: Partial<ConsumerOptions<"jobs.do", Message<"jobs.do", { n: number }>>> = {},
+  stream = jobs,
+) {
   const retry = { attempts: 3, backoff: fixed(20) };
   return defineConsumer(stream, "worker", { filter: "jobs.do", deadLetter: "dead.jobs", retry, ...options });
 }
