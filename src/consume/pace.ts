@@ -47,7 +47,7 @@ const keyWaitMs = 1_000;
 const manyOver = 64;
 
 /** What is granted is good for so long, as a part of the limit's period: later, it would come together with others. */
-const lateness = 0.02;
+const lateness = 0.04;
 
 /** Of a consumer with `rateLimit`; undefined for the others. */
 export function openPace(binding: Binding, shared: Circumstances): Pace | undefined {

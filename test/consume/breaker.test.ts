@@ -1,5 +1,6 @@
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
+import { readBreaker, resetBreaker, tripBreaker } from "../../src/consume/breaker-control.ts";
 import { type BreakerState, decideAfter, decideEntry } from "../../src/consume/breaker-state.ts";
 import { createApp, defineConsumer, defineStream, fixed, NonRetriableError } from "../../src/index.ts";
 import { type System, startSystem } from "../support/system.ts";
@@ -32,7 +33,7 @@ async function start(
   system = made;
   for (let n = 0; n < 30; n++) await made.publish("jobs.a", { n });
   const info = () => made.jsm.consumers.info("JOBS", "worker");
-  return { system: made, other, info };
+  return { system: { ...made, worker }, other, info };
 }
 
 describe("a circuit breaker", () => {
@@ -119,6 +120,26 @@ describe("a circuit breaker", () => {
     [{ failureRatio: 1, counts: true as never }, "expected breaker.counts to be a function, got boolean"],
   ])("that makes no sense is refused: %o", (breaker, error) => {
     expect(() => defineConsumer(jobs, "worker", { deadLetter: "dead.jobs", breaker })).toThrow(error);
+  });
+});
+
+describe("by hand", () => {
+  it("it is looked at, opened and closed, which invocations that run heed", async () => {
+    const { system, other, info } = await start();
+    other.up = true;
+    const connection = await system.connect();
+    expect(await readBreaker(connection, system.worker)).toEqual({ state: "closed" });
+    const lingering = system.invoke({ linger: "until-budget", budgetMs: 20_000 });
+    await expect.poll(() => other.starts.length).toBe(30);
+    await tripBreaker(connection, system.worker, 60_000);
+    expect((await lingering).consumers).toMatchObject([{ ended: "open", acked: 30 }]);
+    expect(await readBreaker(connection, system.worker)).toMatchObject({ state: "open", reason: "opened by hand" });
+    expect(await info()).toMatchObject({ paused: true });
+    await system.publish("jobs.a", { n: 30 });
+    expect((await system.invoke()).consumers).toMatchObject([{ pulled: 0, ended: "open" }]);
+    await resetBreaker(connection, system.worker);
+    expect((await system.invoke()).consumers).toMatchObject([{ acked: 1, ended: "drained", breaker: "closed" }]);
+    await connection.close();
   });
 });
 
