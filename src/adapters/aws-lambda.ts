@@ -9,6 +9,8 @@ import { type ReleaseReport, release } from "../schedule/release.ts";
 import { connectWith, logJson, reported } from "./settings.ts";
 
 export interface ServeOptions {
+  /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
+  concurrency?: number;
   /** What `pull` does when nothing is left: Lambda bills the time that it waits. @default "drain" */
   linger?: Linger;
 }
@@ -30,7 +32,7 @@ const runtimeMs = 250; // for the runtime to take the answer before it ends the 
  * @example
  * export const { http, pull, release } = serve(app);
  */
-export function serve(app: App, { linger }: ServeOptions = {}): LambdaHandlers {
+export function serve(app: App, { linger, concurrency = Infinity }: ServeOptions = {}): LambdaHandlers {
   const { streams, bindings } = app;
   if (linger !== undefined) lingerMs(linger); // a malformed one is to be known at the deploy
   const connect = (ms: number) => connectWith(process.env, ms);
@@ -50,6 +52,7 @@ export function serve(app: App, { linger }: ServeOptions = {}): LambdaHandlers {
           bindings,
           connect,
           deadline: Date.now() + remaining(context),
+          concurrency,
           host: process.env.AWS_LAMBDA_LOG_STREAM_NAME ?? "aws-lambda",
           log: logJson,
           ...(linger !== undefined && { linger }),

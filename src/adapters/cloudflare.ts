@@ -6,6 +6,8 @@ import { createHttp } from "../http/http.ts";
 import { connectWith, logJson, reported, type Settings } from "./settings.ts";
 
 export interface ServeOptions {
+  /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
+  concurrency?: number;
   /**
    * The time that one cron invocation may take; Workers end it after 15 minutes. @default "50s"; with `linger:
    * "until-budget"` "65s", so that under a cron of every minute the next one is there before this one leaves
@@ -27,7 +29,10 @@ export interface WorkerHandlers {
  * @example
  * export default serve(app);
  */
-export function serve(app: App, { linger = "drain", ...options }: ServeOptions = {}): WorkerHandlers {
+export function serve(
+  app: App,
+  { linger = "drain", concurrency = Infinity, ...options }: ServeOptions = {},
+): WorkerHandlers {
   const { budget = linger === "until-budget" ? "65s" : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
   lingerMs(linger); // a malformed one is to be known at the deploy
@@ -42,7 +47,7 @@ export function serve(app: App, { linger = "drain", ...options }: ServeOptions =
       const connect = (ms: number) => connectWith(env, ms, openUpgraded);
       const deadline = Date.now() + budgetMs;
       await reported(
-        invoke({ streams, bindings, connect, deadline, linger, host: "cloudflare-workers", log: logJson }),
+        invoke({ streams, bindings, connect, deadline, linger, concurrency, host: "cloudflare-workers", log: logJson }),
       );
     },
   };

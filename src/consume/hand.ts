@@ -28,6 +28,8 @@ export interface Hand {
   of(source: Source["kind"]): { readonly size: number; readonly messages: number };
   /** Handlers that run. */
   readonly running: number;
+  /** How many may. */
+  readonly places: number;
   /** Their bytes, and those of deliveries that are being settled. */
   readonly bytes: number;
   /** What a handler takes, in milliseconds; undefined as long as none has ended. */
@@ -90,6 +92,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     of: (source) => counts[source],
     get running() {
       return turns.running;
+    },
+    get places() {
+      return turns.places;
     },
     get bytes() {
       return bytes;
@@ -195,6 +200,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   /** Settles a delivery, whatever comes of it, and lets go of it. */
   function leave(one: Held, outcome: Outcome): void {
     one.settling = true;
+    if (one.inside) gate.handled();
     messages -= 1;
     counts[one.source].messages -= 1;
     turns.startNext();

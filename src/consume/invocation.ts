@@ -27,6 +27,8 @@ export interface InvocationOptions {
   readonly deadline: number;
   /** @default "drain" */
   readonly linger?: Linger;
+  /** How many handlers run at the same time over all consumers. @default as many as these allow */
+  readonly concurrency?: number;
   /** Where it runs, for the story of what fails. @default "unknown" */
   readonly host?: string;
   /** Told of every message that did not simply succeed. */
@@ -46,6 +48,7 @@ export async function invoke({
   disconnect = closeAtOnce,
   deadline,
   linger = "drain",
+  concurrency = Infinity,
   host = "unknown",
   log,
   now = Date.now,
@@ -63,7 +66,16 @@ export async function invoke({
         log(event);
       } catch {} // who listens is not to harm the messages
     };
-    const shared = { connection, streams, clock, ledger, gate: createGate(now), host, lingerMs: stayMs, log: tell };
+    const shared = {
+      connection,
+      streams,
+      clock,
+      ledger,
+      gate: createGate(now, concurrency),
+      host,
+      lingerMs: stayMs,
+      log: tell,
+    };
     const consumers = await Promise.all(bindings.map((binding) => runConsumer(binding, shared)));
     if (consumers.every(({ ended, pulled }) => ended === "failed" && pulled === 0)) await assertLoggedIn(connection);
     return { ms: now() - started, consumers };

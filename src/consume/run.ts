@@ -81,7 +81,7 @@ async function pullFrom(
   });
   const leftMs = () => clock.budget.stopAt - clock.roundTripMs - (lingerMs > 0 ? 20 : 0) - now();
   const handBackBy = () => clock.budget.settleBy - clock.roundTripMs; // what comes later can't be handed back in time
-  const { concurrency, maxBytes: mostBytes } = consumer;
+  const { maxBytes: mostBytes } = consumer;
   // each advisory stands for a message that is read as text: nearly three times its bytes
   const readable = Math.max(1, Math.floor(mostBytes / (3 * maxPayloadOf(connection))));
   const most = Math.min(consumer.batch, mostOutstanding, source.kind === "exhausted" ? readable : Infinity);
@@ -144,6 +144,7 @@ async function pullFrom(
     const { underWay } = puller;
     const [messages, unsettled] = [mine.messages + underWay, mine.size + underWay];
     const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs: hand.handlerMs };
+    const concurrency = Math.max(1, hand.places); // one waits for a place
     const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
     if (probing) return { ...planned, messages: pulls + taken > 0 ? 0 : Math.min(planned.messages, 1) };
     const paced = pace ? pace.room - (messages - hand.running) : Infinity;

@@ -18,6 +18,8 @@ export const troubleMs = 1_000;
 export interface Turns {
   /** Handlers that run. */
   readonly running: number;
+  /** How many handlers may run, of what the consumer allows and others leave. */
+  readonly places: number;
   /** What a handler takes, in milliseconds; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
   /** Waits for a turn beside others. */
@@ -62,12 +64,16 @@ export function openTurns(
   let stopped = false;
   let starting = false;
   let busyFrom: number | undefined; // when the first handler was started since the event loop last came round
-  gate.onOpen(startNext);
+  const participant = { priority: consumer.priority, running: () => running, onOpen: startNext };
+  gate.join(participant);
   breaker?.onRelease(startNext);
 
   return {
     get running() {
       return running - waiting;
+    },
+    get places() {
+      return Math.min(consumer.concurrency, gate.placesFor(participant));
     },
     get handlerMs() {
       return handlerMs;
@@ -79,7 +85,11 @@ export function openTurns(
     async alone(one, attempts) {
       suspects.set(one, attempts);
       await point("waiting for a turn to run alone", gate.enterAlone());
-      if (!suspects.delete(one)) return gate.leave(); // it was handed back meanwhile
+      if (!suspects.delete(one)) {
+        gate.handled(); // it was handed back meanwhile
+        gate.leave();
+        return;
+      }
       one.inside = true;
       if (pace) await inPace(one, attempts, true);
       else await startAgain(one, attempts, true);

@@ -23,6 +23,11 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
   filter?: Filter | readonly Filter[];
   /** How many handlers run at the same time within one invocation. @default 16 */
   concurrency?: number;
+  /**
+   * Where an invocation has fewer places than its consumers want (`concurrency` of `serve`), a message of the consumer with
+   * the highest priority is started first; among equals that of the one with the fewest handlers running. @default 0
+   */
+  priority?: number;
   /** The most messages that one invocation has in hand at the same time, those that wait for a handler included. @default 256 */
   batch?: number;
   /** The most bytes that it has in hand; one message may always be as large as the server takes. @default 16 MiB */
@@ -106,6 +111,7 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
   readonly name: string;
   readonly filters: readonly Filter[];
   readonly concurrency: number;
+  readonly priority: number;
   readonly retry: RetryPolicy;
   readonly deadLetter: string;
   readonly ackWaitMs: number;
@@ -139,9 +145,11 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
   assertName(name, what);
   const filters = filtersOf(stream, options.filter, what);
   const { concurrency = 16, retry = { attempts: 5, backoff: exponential("1s", { max: "5m" }) }, deadLetter } = options;
-  const { managed = true, confirm = "together", maxBytes = 16 * 1024 * 1024 } = options;
+  const { managed = true, confirm = "together", maxBytes = 16 * 1024 * 1024, priority = 0 } = options;
   const { maxAckPending = managed ? -1 : 1_000, batch = Math.max(256, concurrency) } = options;
   assertCounts({ concurrency, batch, maxBytes }, what);
+  if (!Number.isFinite(priority))
+    throw new SortieError("invalid-definition", `${what}: expected priority to be a number, got ${priority}`);
   assertRetryPolicy(retry, what);
   if (!["together", "each"].includes(confirm))
     throw new SortieError("invalid-definition", `${what}: expected confirm "together" or "each", got "${confirm}"`);
@@ -167,6 +175,7 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     name,
     filters: filters as unknown as readonly Filter[],
     concurrency,
+    priority,
     retry,
     deadLetter,
     ackWaitMs,
