@@ -17,6 +17,8 @@ export interface LocalWorker extends AsyncDisposable {
 /** Starts the bundle that `wrangler deploy --dry-run` made, configured by wrangler.toml with the given bindings on top. */
 export async function startWorker(options: {
   bindings: Record<string, string>;
+  /** The bundle itself. @default the sample's */
+  script?: string;
   /** @default a free one */
   port?: number;
   onLog?: (line: string) => void;
@@ -27,7 +29,7 @@ export async function startWorker(options: {
     ...workerOptions,
     name: config.name ?? "worker",
     modules: true,
-    scriptPath,
+    ...(options.script === undefined ? { scriptPath } : { script: options.script }),
     bindings: { ...workerOptions.bindings, ...options.bindings },
     host: "127.0.0.1",
     port: options.port ?? 0,

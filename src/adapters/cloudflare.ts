@@ -1,8 +1,12 @@
-import type { ExecutionContext } from "hono";
+import type { Context, ExecutionContext } from "hono";
 import type { App } from "../app.ts";
+import type { Binding } from "../consume/handler.ts";
 import { invoke, type Linger } from "../consume/invocation.ts";
+import { covers } from "../define/subject.ts";
 import { type Duration, toMs } from "../duration.ts";
+import { textOf } from "../errors.ts";
 import { createHttp } from "../http/http.ts";
+import { createKicks } from "./kick.ts";
 import { connectWith, logJson, reported, type Settings } from "./settings.ts";
 
 export interface ServeOptions {
@@ -13,7 +17,18 @@ export interface ServeOptions {
   budget?: Duration;
   /** What an invocation does when nothing is left: Workers do not bill the time that it waits. @default "drain" */
   linger?: Linger;
+  /**
+   * After a publish over HTTP, its consumers run once in the afterlife of that request, for as long as Workers let it go on
+   * (30 seconds): cron triggers are only the safety net then. The answer does not wait for it, nor fail with it. One kick
+   * is under way in an isolate; what is published meanwhile is covered by one more after it. @default false
+   */
+  kick?: boolean;
 }
+
+const host = "cloudflare-workers";
+
+/** Workers end what is left of a request 30 seconds after its answer, at the earliest after it came; less time to be over by then. */
+const afterlifeMs = 28_000;
 
 /** The handlers of a Worker, for `export default`. */
 export interface WorkerHandlers {
@@ -27,22 +42,34 @@ export interface WorkerHandlers {
  * @example
  * export default serve(app);
  */
-export function serve(app: App, { linger = "drain", ...options }: ServeOptions = {}): WorkerHandlers {
+export function serve(app: App, { linger = "drain", kick = false, ...options }: ServeOptions = {}): WorkerHandlers {
   const { budget = linger === "until-budget" ? "65s" : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
+  const { streams, bindings } = app;
+  const open = openUpgraded;
+  const kicks = createKicks<Binding>((error) => logJson({ event: "kick-failed", error: textOf(error) }));
   const http = createHttp(app, {
-    connect: (c, ms) => connectWith(c.env as Settings, ms, openUpgraded),
+    connect: (c, ms) => connectWith(c.env as Settings, ms, { open }),
     publishToken: (c) => (c.env as Settings).SORTIE_PUBLISH_TOKEN,
+    ...(kick && { onPublished }),
   });
+
+  function onPublished(c: Context, subject: string, began: number): void {
+    const wanted = bindings.filter(({ consumer }) => consumer.filters.some((filter) => covers(filter, subject)));
+    const deadline = began + afterlifeMs;
+    const run = (due: readonly Binding[]) => {
+      const connect = (ms: number) => connectWith(c.env as Settings, ms, { open, name: "sortie-kick" });
+      return reported(invoke({ streams, bindings: due, connect, deadline, host, log: logJson }));
+    };
+    c.executionCtx.waitUntil(kicks.kick(wanted, deadline, run));
+  }
+
   return {
     fetch: async (request, env, ctx) => http.fetch(request, env, ctx),
     async scheduled(_controller, env) {
-      const { streams, bindings } = app;
-      const connect = (ms: number) => connectWith(env, ms, openUpgraded);
+      const connect = (ms: number) => connectWith(env, ms, { open });
       const deadline = Date.now() + budgetMs;
-      await reported(
-        invoke({ streams, bindings, connect, deadline, linger, host: "cloudflare-workers", log: logJson }),
-      );
+      await reported(invoke({ streams, bindings, connect, deadline, linger, host, log: logJson }));
     },
   };
 }

@@ -18,7 +18,7 @@ export interface Settings {
 export function connectWith(
   { NATS_URL, NATS_CREDS, NATS_TOKEN }: Settings,
   ms: number,
-  open?: OpenSocket,
+  how: { open?: OpenSocket; name?: string } = {},
 ): Promise<Connection> {
   if (!NATS_URL) {
     throw new SortieError(
@@ -26,7 +26,7 @@ export function connectWith(
       "NATS_URL is not set: expected the WebSocket URL of the server, such as wss://nats.example.com:443",
     );
   }
-  return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN, open }, ms);
+  return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN, ...how }, ms);
 }
 
 /** One line of JSON, which both platforms' logs take apart. */
