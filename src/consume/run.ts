@@ -4,6 +4,7 @@ import { pause, point, within } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
+import { askLeft, type Left, openLeft } from "./left.ts";
 import { planPull } from "./pull-size.ts";
 import type { ConsumerReport } from "./report.ts";
 import { type Source, sourcesOf } from "./source.ts";
@@ -20,15 +21,21 @@ const longestWaitMs = 5_000;
  * wrong is in the report.
  */
 export async function runConsumer(binding: Binding, shared: Circumstances): Promise<ConsumerReport> {
-  const tally = openTally(binding, shared.log);
+  const left = openLeft(binding.consumer, shared.clock.now);
+  const tally = openTally(binding, shared.log, left);
   const { report } = tally;
   const hand = openHand(binding, shared, tally);
-  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, shared));
+  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, left, shared));
   const ends = await Promise.allSettled(pulls);
+  const drained = ends.every((end) => end.status === "fulfilled" && end.value === "drained");
+  const asked = shared.left && !drained ? askLeft(binding, hand, shared) : undefined;
   await hand.emptied();
   for (const end of ends) if (end.status === "rejected") tally.trouble(textOf(end.reason));
   if (ends.some(({ status }) => status === "rejected")) report.ended = "failed";
-  else if (ends.every((end) => end.status === "fulfilled" && end.value === "drained")) report.ended = "drained";
+  else if (drained) report.ended = "drained";
+  const { ready, ...known } = left.sum(report.ended, await asked);
+  Object.assign(report, { ...known, more: ready > 0 });
+  shared.left?.({ ready, done: report.acked });
   return report;
 }
 
@@ -37,12 +44,14 @@ async function pullFrom(
   source: Source,
   { consumer }: Binding,
   hand: Hand,
+  left: Left,
   { connection, clock, lingerMs }: Circumstances,
 ): Promise<"drained" | "budget"> {
   const { now, signal } = clock;
   const { mostOutstanding } = source;
   const puller = openPuller(connection, { ...source, bounded: mostOutstanding < Infinity }, (delivery) => {
     lastAt = now();
+    waiting = delivery.pending;
     hand.take(source.kind, delivery);
   });
   const leftMs = () => clock.budget.stopAt - clock.slowestMs - (lingerMs > 0 ? 20 : 0) - now();
@@ -51,6 +60,7 @@ async function pullFrom(
   const most = Math.min(consumer.batch, mostOutstanding);
   const ended = Promise.withResolvers<"drained" | "budget">();
   let lastAt = now(); // when something came
+  let waiting: number | undefined; // messages, as the server said last
   let flightMs = 0;
   let pulls = 0; // under way
   let bytesUnderWay = 0; // at most
@@ -71,6 +81,7 @@ async function pullFrom(
     const come = hand.until(() => pulls === 0);
     await within(handBackBy() - now(), "waiting for what is under way", come).catch(() => {});
     puller.close();
+    left.waiting(source.kind, waiting);
   }
 
   /** Asks for more where there is room: in the flight of what made the room. */
@@ -115,6 +126,7 @@ async function pullFrom(
         clock.learn(flightMs);
       }
       oversized = end === "oversized";
+      if (end === "drained") waiting = 0;
       full = end === "full" && heldThen > 0 ? heldThen : undefined;
       if (end === "drained" || (end === "full" && !full)) {
         drained = now() + 10 >= lastAt + lingerMs;

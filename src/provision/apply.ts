@@ -1,5 +1,6 @@
 import { type ConsumerConfig, JetStreamApiError, type JetStreamManager, type StreamConfig } from "@nats-io/jetstream";
 import type { ConsumerDefinition } from "../define/consumer.ts";
+import type { FanOut } from "../define/fan-out.ts";
 import { companionOf, companionsOf, ownStreams } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { covers } from "../define/subject.ts";
@@ -20,6 +21,8 @@ export interface Applied {
 export interface Definitions {
   readonly streams: readonly StreamDefinition[];
   readonly consumers: readonly ConsumerDefinition[];
+  /** Where invocations may fan out. */
+  readonly fanOut?: FanOut | undefined;
 }
 
 /**
@@ -29,7 +32,7 @@ export interface Definitions {
  */
 export async function apply(
   connection: Connection,
-  { streams, consumers }: Definitions,
+  { streams, consumers, fanOut }: Definitions,
   log: (applied: Applied) => void = () => {},
 ): Promise<Applied[]> {
   const jsm = await managerOn(connection);
@@ -39,7 +42,7 @@ export async function apply(
     applied.push(one);
     log(one);
   };
-  for (const definition of [...streams, ...ownStreams(consumers)]) {
+  for (const definition of [...streams, ...ownStreams(consumers, fanOut)]) {
     const { name } = definition;
     const step = planStream(definition, await found(jsm.streams.info(name).then(({ config }) => config)), can);
     const [create, update] = [() => jsm.streams.add(step.config), () => jsm.streams.update(name, step.config)];

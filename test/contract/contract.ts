@@ -3,6 +3,7 @@ import { type ClientName, clients } from "../support/clients.ts";
 import { programOf, type ServerVersion } from "../support/servers.ts";
 import { startSystem } from "../support/system.ts";
 import { answering } from "./answering.ts";
+import { continuing } from "./continuing.ts";
 import type { Start } from "./jobs.ts";
 import { parking } from "./parking.ts";
 import { provisioning } from "./provisioning.ts";
@@ -19,6 +20,7 @@ export function contract(version: ServerVersion): void {
     sweeping(start);
     pulling(start);
     answering(start);
+    if (version === "newest" || client === "wsconnect") continuing(start); // seconds, as above
     provisioning(start, version, client);
   });
 }
