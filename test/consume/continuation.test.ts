@@ -7,8 +7,10 @@ import { planContinuation } from "../../src/consume/fan-out.ts";
 import { planRemainder } from "../../src/consume/left.ts";
 import { holding, type Lease, type Place } from "../../src/consume/places.ts";
 import { createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
+import { connect } from "../../src/nats/connection.ts";
 import { altered } from "../support/connections.ts";
 import { type Monitoring, monitoring } from "../support/monitoring.ts";
+import { startProxy } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 describe("planContinuation", () => {
@@ -118,17 +120,24 @@ describe("an invocation that leaves something to do", () => {
     return taken;
   }
 
-  it("asks for others when the server counts its own connection no more, and has taken their places", async () => {
-    const { promise: seen, resolve } = Promise.withResolvers<unknown>();
-    const onMore: OnMore = async (places) => resolve([await monitor.connections(), places, await leases()]);
-    const { continued } = await system.invoke({ budgetMs: 2_000, onMore });
-    const [connections, places, taken] = (await seen) as [unknown[], Place[], Lease[]];
-    expect(connections).toEqual([]);
-    expect(places.length).toBeGreaterThanOrEqual(2);
-    expect(places.length).toBeLessThanOrEqual(3); // five connections, two of which are for others
-    expect(taken).toEqual(places);
-    expect(continued).toEqual({ asked: places.length });
-  });
+  // the answer to a close is not waited for longer than 250 ms
+  it.each([60, 360])(
+    "asks for others when the server, %i ms away and back, counts its own connection no more, and has taken their places",
+    async (awayMs) => {
+      await publish(300);
+      await using proxy = await startProxy(system.server.url, awayMs / 2);
+      const far = (ms: number) => connect({ url: proxy.url }, ms);
+      const { promise: seen, resolve } = Promise.withResolvers<unknown>();
+      const onMore: OnMore = async (places) => resolve([await monitor.connections(), places, await leases()]);
+      const { continued } = await system.invoke({ budgetMs: 1_000 + 12 * awayMs, connect: far, onMore });
+      const [connections, places, taken] = (await seen) as [unknown[], Place[], Lease[]];
+      expect(connections).toEqual([]);
+      expect(places.length).toBeGreaterThanOrEqual(2);
+      expect(places.length).toBeLessThanOrEqual(3); // five connections, two of which are for others
+      expect(taken).toEqual(places);
+      expect(continued).toEqual({ asked: places.length });
+    },
+  );
 
   it("never takes more places than there are, however many end at the same time", async () => {
     await publish(600);
@@ -137,6 +146,24 @@ describe("an invocation that leaves something to do", () => {
     await Promise.all(Array.from({ length: 8 }, () => system.invoke({ budgetMs: 1_000, onMore })));
     expect(asked).toHaveLength(3);
     expect(await leases()).toHaveLength(3);
+  });
+
+  it("never has more connections than the ceiling, where those it asks for are there at once", async () => {
+    await publish(500);
+    let [running, most, total] = [0, 0, 0];
+    const start = (place?: Place): void => {
+      running += 1;
+      total += 1;
+      const onMore: OnMore = (places) => places.forEach(start);
+      void system.invoke({ budgetMs: 700, place, onMore }).finally(() => (running -= 1));
+    };
+    start();
+    start();
+    while (running > 0) most = Math.max(most, (await monitor.connections()).length);
+    expect(most).toBeLessThanOrEqual(5);
+    expect(total).toBeGreaterThan(6);
+    const { num_pending, num_ack_pending } = await system.jsm.consumers.info("JOBS", "worker");
+    expect([num_pending, num_ack_pending]).toEqual([0, 0]); // and nobody stopped before the end
   });
 
   it("hands its own place on, or gives it back when nothing is left", async () => {

@@ -10,7 +10,7 @@ const worker = defineConsumer(jobs, "worker", { filter: "jobs.do", deadLetter: "
 const other = defineConsumer(jobs, "other", { filter: "jobs.other", deadLetter: "dead.jobs" });
 
 /** A job takes `ms`, and is a line in the log when it is handled. */
-export const app = createApp({ streams: [jobs, dead] })
+export const app = createApp({ streams: [jobs, dead], fanOut: { max: 2 } })
   .on(worker, async ({ data: { n, ms } }) => {
     await new Promise((resolve) => setTimeout(resolve, ms));
     console.log(JSON.stringify({ event: "done", n }));
