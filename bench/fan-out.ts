@@ -57,7 +57,12 @@ export async function fanOut({ quick, report }: Bench): Promise<void> {
 async function drainedBy(width: number, url: string, count: number, ms: number): Promise<Run> {
   const file = fileURLToPath(new URL("fan-out/child.ts", import.meta.url));
   const children = Array.from({ length: width }, () => fork(file, [url, `${ms}`]));
-  const answer = async (child: ChildProcess) => (await once(child, "message"))[0] as unknown;
+  const answer = async (child: ChildProcess): Promise<unknown> => {
+    const ended = once(child, "exit").then(([code]) => {
+      throw new Error(`One of ${width} invocations ended with code ${code} before it was through`);
+    });
+    return (await Promise.race([once(child, "message"), ended]))[0];
+  };
   await Promise.all(children.map(answer)); // they are there
   const began = performance.now();
   const drained = children.map(answer);
