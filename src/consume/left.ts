@@ -1,21 +1,14 @@
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import { parkedStream } from "../define/own.ts";
-import { type ConsumerInfo, consumerInfo } from "../nats/consumer-info.ts";
+import { consumerInfo } from "../nats/consumer-info.ts";
 import { point } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
+import { type Asked, type PutOff, planRemainder, type Remainder } from "./remainder.ts";
 import type { ConsumerReport } from "./report.ts";
 import type { Settled } from "./settle.ts";
 import { resolveParked, type Source } from "./source.ts";
-
-/** A message that comes again. */
-interface PutOff {
-  /** When, in epoch milliseconds. */
-  readonly dueAt: number;
-  /** Whether it is unsettled with its own consumer meanwhile, and not elsewhere. */
-  readonly outstanding: boolean;
-}
 
 /** Keeps what is known of what an invocation leaves of one consumer. */
 export interface Left {
@@ -26,7 +19,7 @@ export interface Left {
   /** Takes note of how many messages wait on a source, as the server said last; undefined where it has not. */
   waiting(kind: Source["kind"], messages: number | undefined): void;
   /** What is left, with the server's word on its consumer where it was asked while `unsettled` messages were in hand. */
-  sum(ended: ConsumerReport["ended"], asked?: { info: ConsumerInfo; unsettled: number }): Remainder;
+  sum(ended: ConsumerReport["ended"], asked?: Asked): Remainder;
 }
 
 export function openLeft(consumer: ConsumerDefinition, now: () => number): Left {
@@ -69,7 +62,7 @@ export async function askLeft(
   { consumer: { name, stream } }: Binding,
   hand: { readonly size: number; readonly messages: number; until(condition: () => boolean): Promise<void> },
   { connection, clock }: Pick<Circumstances, "connection" | "clock">,
-): Promise<{ info: ConsumerInfo; unsettled: number } | undefined> {
+): Promise<Asked | undefined> {
   await point(
     "waiting for the last to be settled",
     hand.until(() => hand.messages === 0),
@@ -81,44 +74,4 @@ export async function askLeft(
     (info) => (info.error ? undefined : { info, unsettled }),
     () => undefined,
   );
-}
-
-/** What is left of a consumer, as far as it is known. */
-export interface Remainder {
-  readonly lag?: number;
-  readonly nextDueIn?: number;
-  /** How many messages another invocation would find now. */
-  readonly ready: number;
-}
-
-/** Sums up what is left. */
-export function planRemainder({
-  ended,
-  waiting,
-  putOff,
-  asked,
-  maxAckPending,
-  now,
-}: {
-  ended: ConsumerReport["ended"];
-  waiting: { readonly own?: number | undefined; readonly exhausted?: number | undefined };
-  putOff: readonly PutOff[];
-  asked: { info: ConsumerInfo; unsettled: number } | undefined;
-  maxAckPending: number;
-  now: number;
-}): Remainder {
-  const pending = asked?.info.num_pending ?? waiting.own;
-  const kept = putOff.filter(({ outstanding }) => outstanding).length;
-  // what was on its way to be settled when the server counted is settled by now
-  const outstanding = Math.max(kept, (asked?.info.num_ack_pending ?? 0) - (asked?.unsettled ?? 0));
-  const most = asked?.info.config?.max_ack_pending ?? maxAckPending;
-  const isFull = most !== -1 && outstanding >= most;
-  const due = putOff.filter(({ dueAt }) => dueAt <= now).length;
-  const found = due + (isFull ? 0 : (pending ?? 0)) + (waiting.exhausted ?? 0);
-  const nextDueAt = Math.min(...putOff.map(({ dueAt }) => dueAt));
-  return {
-    ready: ended === "failed" ? 0 : found,
-    ...(pending !== undefined && { lag: pending + outstanding }),
-    ...(putOff.length > 0 && { nextDueIn: Math.max(0, Math.ceil(nextDueAt - now)) }),
-  };
 }

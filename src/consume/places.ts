@@ -18,7 +18,7 @@ const skewMs = 2_000; // what hosts' clocks may be apart
 const closeMs = 1_000; // for a connection to be closed
 
 /** Those that hold now: who crashed holds its place until its time is over. */
-export function holding(leases: readonly Lease[], now: number): Lease[] {
+function holding(leases: readonly Lease[], now: number): Lease[] {
   return leases.filter(({ until }) => now < until + skewMs);
 }
 
