@@ -1,5 +1,6 @@
 // What `npm run bench` shows: Sortie beside the bare client and beside other queues, all of it measured in this run.
 import { parseArgs } from "node:util";
+import { fanOut } from "./fan-out.ts";
 import { linger } from "./linger.ts";
 import { memory } from "./memory.ts";
 import { queues } from "./queues.ts";
@@ -15,6 +16,7 @@ const sections: Record<string, (bench: Bench) => Promise<void>> = {
   workerd,
   memory,
   queues,
+  "fan-out": fanOut,
 };
 const names = Object.keys(sections);
 const usage = `npm run bench -- [--quick] [--only <${names.join(" | ")}>]…`;

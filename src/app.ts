@@ -1,5 +1,6 @@
 import type { Binding, Handler } from "./consume/handler.ts";
 import type { ConsumerDefinition } from "./define/consumer.ts";
+import { type FanOut, type FanOutOptions, fanOutOf } from "./define/fan-out.ts";
 import type { StreamDefinition, Subjects } from "./define/stream.ts";
 import { covers } from "./define/subject.ts";
 import { SortieError } from "./errors.ts";
@@ -9,6 +10,8 @@ export interface App<Stream extends StreamDefinition = StreamDefinition> {
   readonly kind: "app";
   readonly streams: readonly Stream[];
   readonly bindings: readonly Binding[];
+  /** How far invocations go on in others, for `serve`'s `onMore`. */
+  readonly fanOut?: FanOut;
   /**
    * Gives a consumer its handler.
    * @throws SortieError `invalid-definition` for a consumer that has one already, whose stream is not the app's, whose dead
@@ -27,14 +30,18 @@ export interface App<Stream extends StreamDefinition = StreamDefinition> {
  */
 export function createApp<const Streams extends readonly StreamDefinition[]>({
   streams,
+  fanOut,
 }: {
   streams: Streams;
+  /** How far invocations that leave something to do go on in others, by `serve`'s `onMore`. @default not at all */
+  fanOut?: FanOutOptions;
 }): App<Streams[number]> {
   const bindings: Binding[] = [];
   const app: App<Streams[number]> = {
     kind: "app",
     streams,
     bindings,
+    ...(fanOut && { fanOut: fanOutOf(fanOut) }),
     on(consumer, handler) {
       const what = `Consumer "${consumer.name}" of stream "${consumer.stream.name}"`;
       if (!streams.includes(consumer.stream)) {

@@ -38,5 +38,6 @@ export function planPull(hand: InHand): { messages: number; bytes: number } {
   // the server may settle more slowly than handlers handle; and two pulls are to be under way at the same time
   const room = Math.min(wanted - hand.messages, 2 * most - hand.unsettled);
   const bytes = Math.min(Math.ceil(hand.mostBytes / 2), hand.mostBytes - hand.bytes);
-  return { messages: bytes > 0 && hand.messages <= againAt ? Math.max(0, room) : 0, bytes };
+  // what two pulls under way leave over is a remnant, for which the server would find the next message too large
+  return { messages: bytes >= hand.mostBytes / 8 && hand.messages <= againAt ? Math.max(0, room) : 0, bytes };
 }

@@ -6,6 +6,7 @@ import { openBreaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
+import { askLeft, type Left, openLeft } from "./left.ts";
 import { openPace } from "./pace.ts";
 import { planPull } from "./pull-size.ts";
 import type { ConsumerReport } from "./report.ts";
@@ -27,13 +28,15 @@ const longestWaitMs = 5_000;
  * wrong is in the report.
  */
 export async function runConsumer(binding: Binding, shared: Circumstances): Promise<ConsumerReport> {
-  const tally = openTally(binding, shared.log);
+  const left = openLeft(binding.consumer, shared.clock.now);
+  const tally = openTally(binding, shared.log, left);
   const { report, trouble } = tally;
   const limits: Limits = { pace: openPace(binding, shared), breaker: openBreaker(binding, shared, trouble) };
   const { pace, breaker } = limits;
   const hand = openHand(binding, shared, tally, limits);
   const sources = sourcesOf(binding.consumer);
-  const pull = (source: Source, probing = false) => pullFrom(source, binding, hand, shared, { ...limits, probing });
+  const pull = (source: Source, probing = false) =>
+    pullFrom(source, binding, hand, left, shared, { ...limits, probing });
   breaker?.onOpen(hand.stop);
 
   let ends: PromiseSettledResult<"drained" | "budget">[] = [];
@@ -51,6 +54,8 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   } catch (reason) {
     ends = [{ status: "rejected", reason }];
   }
+  const drained = ends.length > 0 && ends.every((end) => end.status === "fulfilled" && end.value === "drained");
+  const asked = shared.left && !drained ? askLeft(binding, hand, shared) : undefined;
   await Promise.all([hand.emptied(), breaker?.flush()]);
   breaker?.end();
   for (const end of ends) if (end.status === "rejected") trouble(textOf(end.reason));
@@ -58,7 +63,10 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   if (ends.some(({ status }) => status === "rejected")) report.ended = "failed";
   else if (breaker && breaker.state !== "closed") report.ended = "open";
   else if (pace?.over) report.ended = "limited";
-  else if (ends.every((end) => end.status === "fulfilled" && end.value === "drained")) report.ended = "drained";
+  else if (drained) report.ended = "drained";
+  const { ready, ...known } = left.sum(report.ended, await asked);
+  Object.assign(report, { ...known, more: ready > 0 });
+  shared.left?.({ ready, done: report.acked });
   return report;
 }
 
@@ -67,6 +75,7 @@ async function pullFrom(
   source: Source,
   { consumer }: Binding,
   hand: Hand,
+  left: Left,
   { connection, clock, ...shared }: Circumstances,
   { pace, breaker, probing }: Limits & { readonly probing: boolean },
 ): Promise<"drained" | "budget"> {
@@ -77,6 +86,7 @@ async function pullFrom(
     lastAt = now();
     firstAt ??= lastAt;
     taken += 1;
+    waiting = delivery.pending;
     hand.take(source.kind, delivery);
   });
   const leftMs = () => clock.budget.stopAt - clock.roundTripMs - (lingerMs > 0 ? 20 : 0) - now();
@@ -89,6 +99,7 @@ async function pullFrom(
   let lastAt = now(); // when something came
   let firstAt: number | undefined; // of the pull under way, when something came
   let taken = 0;
+  let waiting: number | undefined; // messages, as the server said last
   let flightMs = 0;
   let pulls = 0; // under way
   let bytesUnderWay = 0; // at most
@@ -109,6 +120,7 @@ async function pullFrom(
     const come = hand.until(() => pulls === 0);
     await within(handBackBy() - now(), "waiting for what is under way", come).catch(() => {});
     puller.close();
+    left.waiting(source.kind, waiting);
   }
 
   /** Asks for more where there is room: in the flight of what made the room. */
@@ -167,6 +179,7 @@ async function pullFrom(
         clock.learn(flightMs);
       }
       oversized = end === "oversized";
+      if (end === "drained") waiting = 0;
       full = end === "full" && heldThen > 0 ? heldThen : undefined;
       if (end === "drained" || (end === "full" && !full)) {
         drained = now() + 10 >= lastAt + lingerMs;

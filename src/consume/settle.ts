@@ -25,6 +25,8 @@ const sureAgainMs = 10_000;
 export interface Settled extends Outcome {
   /** What could not be done beside it; the message lost nothing by it. */
   readonly trouble?: string;
+  /** Of a retry, whether it waits outside of its consumer. */
+  readonly parked?: boolean;
 }
 
 /**
@@ -83,7 +85,7 @@ export async function settle(
         if (trouble) throw new SortieError("stream-refused", trouble.trouble);
         await park(connection, consumer, held.delivery, until, left());
         await confirm(held.ackSubject, ACK, clock.budget.settleBy);
-        return decided;
+        return { ...decided, parked: true };
       } catch (error) {
         if (!(error instanceof SortieError) || error.code === "timed-out") throw error;
       }

@@ -1,4 +1,5 @@
 import type { ConsumerDefinition } from "./consumer.ts";
+import type { FanOut } from "./fan-out.ts";
 import type { StreamDefinition } from "./stream.ts";
 
 /**
@@ -21,6 +22,12 @@ export const ratesStream = "SORTIE_RATES";
 
 /** Messages whose retry is far off, kept out of their consumer's `max_ack_pending`. */
 export const parkedStream = "SORTIE_PARKED";
+
+/** Which invocations may be connected at the same time, for apps with `fanOut`. */
+export const placesStream = "SORTIE_PLACES";
+
+/** Where that is kept: all apps of an account share it, as they share its connections. */
+export const placesSubject = "sortie.places";
 
 /** The server's word that it gave up on a message, for consumers with a `max_deliver` that is not ours. */
 const exhaustedStream = "SORTIE_EXHAUSTED";
@@ -85,8 +92,8 @@ export function companionsOf(
   return [...(parks(consumer) ? [parked] : []), ...(managed ? [] : [exhausted])];
 }
 
-/** The streams of ours that these consumers need; as safe in a cluster as the safest of theirs. */
-export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefinition[] {
+/** The streams of ours that these consumers, and invocations that fan out, need; as safe in a cluster as the safest of theirs. */
+export function ownStreams(consumers: readonly ConsumerDefinition[], fanOut?: FanOut): StreamDefinition[] {
   const replicas = Math.max(1, ...consumers.map(({ stream }) => stream.replicas));
   const base = {
     kind: "stream",
@@ -119,6 +126,7 @@ export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefi
   const periodsMs = consumers.flatMap(({ rateLimit }) => rateLimit?.perMs ?? []);
   if (periodsMs.length > 0)
     streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...periodsMs, longestInvocationMs)));
+  if (fanOut) streams.push(recordsOf(placesStream, placesSubject, 2 * longestInvocationMs)); // by then all of it has lapsed
   if (consumers.some(parks))
     streams.push({ ...base, name: parkedStream, subjects: [parkedSubject("*", "*", "*", "*")] });
   const foreign = consumers.filter(({ managed }) => !managed);

@@ -1,5 +1,6 @@
 import { type ConsumerConfig, JetStreamApiError, type JetStreamManager, type StreamConfig } from "@nats-io/jetstream";
 import type { ConsumerDefinition } from "../define/consumer.ts";
+import type { FanOut } from "../define/fan-out.ts";
 import { companionOf, companionsOf, ownStreams } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { covers } from "../define/subject.ts";
@@ -20,6 +21,8 @@ export interface Applied {
 export interface Definitions {
   readonly streams: readonly StreamDefinition[];
   readonly consumers: readonly ConsumerDefinition[];
+  /** Where invocations may fan out. */
+  readonly fanOut?: FanOut | undefined;
 }
 
 /**
@@ -29,7 +32,7 @@ export interface Definitions {
  */
 export async function apply(
   connection: Connection,
-  { streams, consumers }: Definitions,
+  { streams, consumers, fanOut }: Definitions,
   log: (applied: Applied) => void = () => {},
 ): Promise<Applied[]> {
   const jsm = await managerOn(connection);
@@ -41,7 +44,7 @@ export async function apply(
   };
   for (const definition of streams)
     await applyStream(definition.name, (current) => planStream(definition, current, can));
-  for (const own of ownStreams(consumers))
+  for (const own of ownStreams(consumers, fanOut))
     await applyStream(own.name, (current) => planStream(sharedStream(own, current), current, can));
   for (const definition of consumers) {
     await assertDeadLettersStored(jsm, streams, definition);

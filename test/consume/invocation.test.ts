@@ -72,6 +72,8 @@ describe("a message that is handled", () => {
         returned: 0,
         unconfirmed: 0,
         leaseLost: 0,
+        lag: 0,
+        more: false,
         ended: "drained",
       },
     ]);

@@ -4,6 +4,7 @@ import { programOf, type ServerVersion } from "../support/servers.ts";
 import { startSystem } from "../support/system.ts";
 import { agreeing } from "./agreeing.ts";
 import { answering } from "./answering.ts";
+import { continuing } from "./continuing.ts";
 import type { Start } from "./jobs.ts";
 import { parking } from "./parking.ts";
 import { provisioning } from "./provisioning.ts";
@@ -21,6 +22,7 @@ export function contract(version: ServerVersion): void {
     sweeping(start);
     pulling(start);
     answering(start);
+    if (version === "newest" || client === "wsconnect") continuing(start); // seconds, as above
     provisioning(start, version, client);
   });
 }

@@ -12,7 +12,7 @@ import {
 import type { Observer, System } from "../support/system.ts";
 
 /** Starts a server of one's own with an app applied to it. */
-export type Start = (app: Pick<App, "streams" | "bindings">) => Promise<System>;
+export type Start = (app: Pick<App, "streams" | "bindings" | "fanOut">) => Promise<System>;
 
 const Job = z.object({ n: z.number() });
 
