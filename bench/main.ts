@@ -1,6 +1,7 @@
 // What `npm run bench` shows: Sortie beside the bare client and beside other queues, all of it measured in this run.
 import { parseArgs } from "node:util";
 import { fanOut } from "./fan-out.ts";
+import { limits } from "./limits.ts";
 import { linger } from "./linger.ts";
 import { memory } from "./memory.ts";
 import { queues } from "./queues.ts";
@@ -15,6 +16,7 @@ const sections: Record<string, (bench: Bench) => Promise<void>> = {
   linger,
   workerd,
   memory,
+  limits,
   queues,
   "fan-out": fanOut,
 };

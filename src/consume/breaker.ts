@@ -15,8 +15,8 @@ export interface Breaker {
   /** What this invocation may do. Throws what `Records` throws. */
   enter(): Promise<Entry>;
   readonly state: BreakerState["state"];
-  /** Counts a handler that has ended. */
-  ended(outcome: Outcome): void;
+  /** Counts a handler that has ended; the last one that was in hand where it is `idle` now. */
+  ended(outcome: Outcome, idle: boolean): void;
   /** Whether no handler may be started now: by what is known here it opens, which is being agreed on. */
   readonly holds: boolean;
   /** Writes down what has been counted. */
@@ -43,6 +43,7 @@ function sum(one: Counts, other: Counts): Counts {
 
 /** How often counts are written down while nothing fails. */
 const everyMs = 1_000;
+const idleMs = 100;
 const tries = 8;
 
 /** Of a consumer with `breaker`; undefined for the others. `trouble` is told what could not be written down. */
@@ -73,7 +74,8 @@ function takePart(
   let underWay = none; // being written down
   let probing = false;
   let writing = Promise.resolve();
-  let writtenAt = 0;
+  const began = now();
+  let writtenAt: number | undefined;
   let isOpen = false;
   let holds = false;
 
@@ -166,13 +168,15 @@ function takePart(
     get state() {
       return isOpen ? "open" : known.value.state;
     },
-    ended({ settlement, error }) {
+    ended({ settlement, error }, idle) {
       if (settlement.kind === "return" || (settlement.kind === "dead-letter" && isUnreadable(settlement.reason)))
         return;
       const failed = error !== undefined && counts(error);
       counted = sum(counted, { ended: 1, failed: failed ? 1 : 0 });
       if (failed) holds ||= isToOpen();
-      if (failed || probing || now() - writtenAt >= everyMs) void flush();
+      // in the flight of the last settlements, where nothing more may come
+      const due = idle ? (writtenAt ?? -Infinity) + idleMs : (writtenAt ?? began) + everyMs;
+      if (failed || probing || now() >= due) void flush();
     },
     get holds() {
       return holds;

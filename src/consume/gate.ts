@@ -1,5 +1,5 @@
 /** How one consumer takes part in the gate of an invocation. */
-export interface Participant {
+interface Participant {
   /** Of those that wait the one with the highest priority is let in first, and among equals the one with the fewest inside. */
   readonly priority: number;
   /** How many of its handlers run. */

@@ -36,6 +36,7 @@ interface Asking {
 interface Bucket {
   readonly subject: string;
   known?: { readonly next: number; readonly revision: number };
+  looking?: Promise<void> | undefined;
   readonly asking: Asking[];
   busy: boolean;
 }
@@ -83,7 +84,8 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
       try {
         if (!bucket.known) await look(bucket);
         const { next, revision } = bucket.known ?? { next: 0, revision: 0 };
-        const from = now() + 1.5 * flightMs; // what is granted for earlier would be late
+        const answerMs = 1.5 * Math.max(flightMs, clock.roundTripMs);
+        const from = now() + Math.max(0, answerMs - perMs * lateness); // what is granted for earlier would be late
         const latest = Math.min(clock.budget.stopAt, key ? from + keyWaitMs : Infinity);
         const slots = planSlots(next, asking.length, from, latest, rateLimit as { everyMs: number; burst: number });
         if (slots.at.length > 0) {
@@ -102,9 +104,16 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
     bucket.busy = false;
   }
 
-  async function look(bucket: Bucket): Promise<void> {
-    const stored = await records.read(bucket.subject, leftMs());
-    if (stored) bucket.known = { next: stored.value.next, revision: stored.revision };
+  function look(bucket: Bucket): Promise<void> {
+    bucket.looking ??= records
+      .read(bucket.subject, leftMs())
+      .then((stored) => {
+        bucket.known = { next: stored?.value.next ?? 0, revision: stored?.revision ?? 0 };
+      })
+      .finally(() => {
+        bucket.looking = undefined;
+      });
+    return bucket.looking;
   }
 
   function slotOf(bucket: Bucket): Promise<{ at: number | undefined; elseMs: number }> {
