@@ -85,7 +85,7 @@ describe("the bytes of a pull", () => {
     const one = `jobs.a$JS.ACK.JOBS.worker.1.1.1.${nanoseconds}.1${payload}`.length; // as the server counts it
     system = await start({ maxBytes: 4 * one }); // each pull asks for half of that
     await Promise.all(Array.from({ length: 9 }, () => system.publish("jobs.a", JSON.parse(payload))));
-    const { consumers } = await system.invoke();
+    const { consumers } = await system.invoke({ budgetMs: 5_000 });
     expect(consumers).toMatchObject([{ acked: 9, ended: "drained" }]);
   });
 });
