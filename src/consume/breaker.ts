@@ -15,8 +15,10 @@ export interface Breaker {
   /** What this invocation may do. Throws what `Records` throws. */
   enter(): Promise<Entry>;
   readonly state: BreakerState["state"];
-  /** Counts a handler that has ended; the last one that was in hand where it is `idle` now. */
-  ended(outcome: Outcome, idle: boolean): void;
+  /** Counts a handler that has ended. */
+  ended(outcome: Outcome): void;
+  /** Nothing is in hand any more: what was counted leaves in the flight of the last settlements. */
+  rest(): void;
   /** Whether no handler may be started now: by what is known here it opens, which is being agreed on. */
   readonly holds: boolean;
   /** Writes down what has been counted. */
@@ -43,7 +45,7 @@ function sum(one: Counts, other: Counts): Counts {
 
 /** How often counts are written down while nothing fails. */
 const everyMs = 1_000;
-const idleMs = 100;
+const restMs = 100;
 const tries = 8;
 
 /** Of a consumer with `breaker`; undefined for the others. `trouble` is told what could not be written down. */
@@ -168,15 +170,16 @@ function takePart(
     get state() {
       return isOpen ? "open" : known.value.state;
     },
-    ended({ settlement, error }, idle) {
+    ended({ settlement, error }) {
       if (settlement.kind === "return" || (settlement.kind === "dead-letter" && isUnreadable(settlement.reason)))
         return;
       const failed = error !== undefined && counts(error);
       counted = sum(counted, { ended: 1, failed: failed ? 1 : 0 });
       if (failed) holds ||= isToOpen();
-      // in the flight of the last settlements, where nothing more may come
-      const due = idle ? (writtenAt ?? -Infinity) + idleMs : (writtenAt ?? began) + everyMs;
-      if (failed || probing || now() >= due) void flush();
+      if (failed || probing || now() >= (writtenAt ?? began) + everyMs) void flush();
+    },
+    rest() {
+      if (counted.ended > 0 && now() >= (writtenAt ?? -Infinity) + restMs) void flush();
     },
     get holds() {
       return holds;

@@ -37,7 +37,10 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   const sources = sourcesOf(binding.consumer);
   const pull = (source: Source, probing = false) =>
     pullFrom(source, binding, hand, left, shared, { ...limits, probing });
-  breaker?.onOpen(hand.stop);
+  if (breaker) {
+    breaker.onOpen(hand.stop);
+    hand.onChange(() => hand.messages === 0 && breaker.rest());
+  }
 
   let ends: PromiseSettledResult<"drained" | "budget">[] = [];
   try {

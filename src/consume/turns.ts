@@ -189,7 +189,7 @@ export function openTurns(
       const took = now() - started;
       handlerMs = handlerMs === undefined ? took : handlerMs * 0.9 + took * 0.1;
       const outcome = "inPlaceMs" in came ? came.otherwise : came;
-      breaker?.ended(outcome, running === 0 && queue.length === 0);
+      breaker?.ended(outcome);
       if ("inPlaceMs" in came && !isOver()) void startInPlace(one, came, inPlace + 1);
       else leave(one, outcome);
     }
