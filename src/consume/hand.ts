@@ -36,6 +36,8 @@ export interface Hand {
   readonly handlerMs: number | undefined;
   /** Lets acknowledgements gather while more may come of a pull. */
   during<T>(pull: Promise<T>): Promise<T>;
+  /** Whether nothing is handled, waits for a handler, or is on its way. */
+  readonly atRest: boolean;
   /** Calls back whenever something has left the hand or a pull has ended; what it returns ends that. */
   onChange(listener: () => void): () => void;
   /** Resolves when a condition is true, as of such a change. */
@@ -101,6 +103,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     },
     get handlerMs() {
       return turns.handlerMs;
+    },
+    get atRest() {
+      return messages === 0 && pulling === 0;
     },
     async during(pull) {
       pulling += 1;

@@ -39,7 +39,7 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
     pullFrom(source, binding, hand, left, shared, { ...limits, probing });
   if (breaker) {
     breaker.onOpen(hand.stop);
-    hand.onChange(() => hand.messages === 0 && breaker.rest());
+    hand.onChange(() => hand.atRest && breaker.rest());
   }
 
   let ends: PromiseSettledResult<"drained" | "budget">[] = [];
