@@ -66,6 +66,7 @@ describe("a message that is handled", () => {
         pulled: 2,
         acked: 2,
         discarded: 0,
+        duplicates: 0,
         retried: 0,
         deadLettered: 0,
         returned: 0,
