@@ -32,11 +32,12 @@ describe("the documentation", () => {
 
   // each of these pages has one that is a whole app: it is applied, and handles a message of its own
   it.each([
+    ["batches.md-0", "clicks.seen", { page: "/", at: "2030-01-01T00:00:00Z" }],
     ["idempotency.md-0", "payments.due", { order: "1", cents: 100 }],
     ["limits.md-0", "mails.send", { to: "a@example.com", tenant: "one" }],
     ["continuation.md-1", "mails.send", { to: "a@example.com" }],
   ])("docs/%s, a snippet, runs", async (snippet, subject, payload) => {
-    vi.stubGlobal("fetch", async () => new Response("fine"));
+    vi.stubGlobal("fetch", async () => Response.json({ refused: [] }));
     vi.spyOn(console, "log").mockReturnValue();
     const { app }: { app: App } = await import(join(process.cwd(), folder, `docs-${snippet}.ts`));
     await using system = await startSystem(app);

@@ -5,6 +5,7 @@ import type { Delivery } from "../nats/delivery.ts";
 import { within } from "../nats/within.ts";
 import { isPromise } from "../schema.ts";
 import type { Circumstances } from "./circumstances.ts";
+import type { Clock } from "./clock.ts";
 import type { Binding } from "./handler.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
 import { read, unreadable } from "./message.ts";
@@ -35,7 +36,7 @@ export interface StartOptions {
 }
 
 /** One start of a handler. */
-interface Try {
+export interface Try {
   readonly binding: Binding;
   readonly delivery: Delivery;
   readonly shared: Circumstances;
@@ -120,17 +121,22 @@ async function finish({ binding, shared: { clock } }: Try, handled: unknown, out
   } finally {
     outbox.close();
   }
-  if (outbox.size === 0) return;
+  if (outbox.size > 0) await sendAll(outbox, clock);
+}
+
+/** Publishes what a handler that has succeeded wants published. Throws what was refused. */
+export async function sendAll(outbox: Outbox, clock: Clock): Promise<void> {
   const ms = clock.budget.publishBy - clock.now();
   await within(ms, "publishing what the handler wants published", outbox.flush(ms));
 }
 
-function succeeded({ before }: Try): Outcome {
+export function succeeded({ before }: Pick<Try, "before">): Outcome {
   return before === noAttempts.attempts ? firstSucceeded : { settlement: acknowledged, attempts: before };
 }
 
-function failed(one: Try, error: unknown): Outcome | Again {
-  const { binding, delivery: _, shared, before, inPlace, at } = one;
+/** Decides what becomes of a start that failed. */
+export function failed(one: Try, error: unknown): Outcome | Again {
+  const { binding, shared, before, inPlace, at } = one;
   const { clock, host } = shared;
   const reason = one.message === undefined ? unreadable(error) : undefined;
   if (reason) return { settlement: { kind: "dead-letter", reason }, error, attempts: before };
@@ -152,11 +158,11 @@ export function isAcknowledged({ settlement }: Outcome): boolean {
   return settlement === acknowledged;
 }
 
-function notStarted(attempts: Attempts): Outcome {
+export function notStarted(attempts: Attempts): Outcome {
   return { settlement: { kind: "return" }, attempts };
 }
 
 /** The attempts with one more start, which has ended. */
-function withStart({ open: _, ...before }: Attempts, start: Start): Attempts {
+export function withStart({ open: _, apart: __, ...before }: Attempts, start: Start): Attempts {
   return { ...before, started: before.started + 1, starts: [...before.starts, start] };
 }

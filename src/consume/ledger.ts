@@ -14,6 +14,8 @@ export interface Attempts {
   readonly open?: Start & { readonly alone: boolean };
   /** It is to be dead-lettered, which was refused so far. */
   readonly verdict?: { readonly reason: DeadLetterReason; readonly error: string };
+  /** Its last start failed in a batch, of which nobody can say who broke it: the next one has no company. */
+  readonly apart?: true;
   /** Its retry is parked until then, in epoch milliseconds. */
   readonly parkedUntil?: number;
 }
@@ -63,7 +65,7 @@ export function openLedger(connection: Connection): Ledger {
  */
 export function merged(
   other: Attempts,
-  { starts: mine, started, verdict, parkedUntil }: Attempts,
+  { starts: mine, started, verdict, apart, parkedUntil }: Attempts,
   { before, announced }: { readonly before: Attempts; readonly announced: Start | undefined },
 ): Attempts {
   const isOurs = ({ at, host }: Start) => at === announced?.at && host === announced.host;
@@ -74,6 +76,7 @@ export function merged(
     ...kept,
     ...(open && !isOurs(open) && { open }),
     ...(verdict && { verdict }),
+    ...(apart && { apart }),
     ...(parkedUntil !== undefined && { parkedUntil }),
     started: kept.started - takenForDead + ended,
     starts: [...kept.starts.filter((start) => !isOurs(start)), ...(ended > 0 ? mine.slice(-ended) : [])],

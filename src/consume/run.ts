@@ -76,7 +76,7 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
 /** Pulls from one source whenever the hand has room for more, until nothing is left there or the time is over. */
 async function pullFrom(
   source: Source,
-  { consumer }: Binding,
+  { consumer, batch }: Binding,
   hand: Hand,
   left: Left,
   { connection, clock, ...shared }: Circumstances,
@@ -159,7 +159,7 @@ async function pullFrom(
     const { underWay } = puller;
     const [messages, unsettled] = [mine.messages + underWay, mine.size + underWay];
     const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs: hand.handlerMs };
-    const concurrency = Math.max(1, hand.places); // one waits for a place
+    const concurrency = Math.max(1, hand.places) * (batch?.size ?? 1); // one waits for a place
     const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
     if (probing) return { ...planned, messages: pulls + taken > 0 ? 0 : Math.min(planned.messages, 1) };
     const paced = pace ? pace.room - (messages - hand.running) : Infinity;

@@ -1,6 +1,7 @@
 import { textOf } from "../errors.ts";
 import { pause, point } from "../nats/within.ts";
 import { type Again, attempt, type Outcome } from "./attempt.ts";
+import { startTogether } from "./batch-attempt.ts";
 import type { Breaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
@@ -14,13 +15,13 @@ const busyMs = 25;
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
 
-/** Gives each message in hand its turn: as many side by side as the consumer's concurrency, a suspect alone. */
+/** Gives each message in hand its turn: as many handlers side by side as the consumer's concurrency, a suspect alone. */
 export interface Turns {
   /** Handlers that run. */
   readonly running: number;
   /** How many handlers may run, of what the consumer allows and others leave. */
   readonly places: number;
-  /** What a handler takes, in milliseconds; undefined as long as none has ended. */
+  /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
   /** Waits for a turn beside others. */
   beside(one: Held): void;
@@ -56,13 +57,17 @@ export function openTurns(
   const { consumer } = binding;
   const { clock, gate, ledger } = shared;
   const { now } = clock;
+  const { size } = binding.batch ?? { size: 1 };
   const queue: Held[] = [];
+  const paced: Held[] = []; // of those that are started together, whom the rate limit has let in
   const suspects = new Map<Held, Attempts>();
   let running = 0;
   let waiting = 0; // of those, how many wait for the rate limit
-  let handlerMs: number | undefined;
+  let tookMs: number | undefined; // averages that follow the latest: how long a handler took,
+  let tookMessages = 1; // and for how many messages
   let stopped = false;
   let starting = false;
+  let gathering = false;
   let busyFrom: number | undefined; // when the first handler was started since the event loop last came round
   const participant = { priority: consumer.priority, running: () => running, onOpen: startNext };
   gate.join(participant);
@@ -76,11 +81,12 @@ export function openTurns(
       return Math.min(consumer.concurrency, gate.placesFor(participant));
     },
     get handlerMs() {
-      return handlerMs;
+      return handlerMs();
     },
     beside(one) {
       queue.push(one);
-      startNext();
+      if (size === 1) startNext();
+      else gather(startNext);
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
@@ -98,6 +104,10 @@ export function openTurns(
     stop,
   };
 
+  function handlerMs(): number | undefined {
+    return tookMs === undefined ? undefined : (tookMs * size) / tookMessages;
+  }
+
   function stop(): void {
     stopped = true;
     pace?.stop();
@@ -109,16 +119,19 @@ export function openTurns(
   function startNext(): void {
     if (starting || stopped) return; // a handler that ends at once comes back here
     starting = true;
-    const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs) && !breaker?.holds;
+    const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs()) && !breaker?.holds;
     while (has() && !isBusy()) {
-      const one = queue.shift() as Held;
-      gate.enter(handlerMs);
-      one.inside = true;
+      const one = enter(queue.shift() as Held);
       if (pace) void inPace(one, one.entry?.attempts ?? noAttempts.attempts, false);
-      else if (one.entry) void startAgain(one, one.entry.attempts, false);
-      else start(one, noAttempts.attempts);
+      else startFrom(queue, one);
     }
     starting = false;
+  }
+
+  function enter(one: Held): Held {
+    gate.enter(handlerMs());
+    one.inside = true;
+    return one;
   }
 
   /** Handlers that use the processor let timers and the network have their turn as well. */
@@ -137,6 +150,16 @@ export function openTurns(
     return now() - busyFrom > busyMs;
   }
 
+  /** Has what came in one piece start together. */
+  function gather(start: () => void): void {
+    if (gathering) return;
+    gathering = true;
+    queueMicrotask(() => {
+      gathering = false;
+      start();
+    });
+  }
+
   /** It has its place among the handlers while it waits, or several that have been let in would start together. */
   async function inPace(one: Held, before: Attempts, alone: boolean): Promise<void> {
     running += 1;
@@ -151,33 +174,70 @@ export function openTurns(
     running -= 1;
     waiting -= 1;
     if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
-    else if (alone || one.entry) await startAgain(one, before, alone);
-    else start(one, before);
+    else if (alone) await startAgain(one, before, alone);
+    else if (size === 1) startFrom([], one);
+    else {
+      paced.push(one);
+      gather(startPaced);
+    }
+  }
+
+  function startPaced(): void {
+    for (let one = paced.shift(); one; one = paced.shift()) startFrom(paced, one);
+  }
+
+  /** Starts one that is inside, together with others of `waiting` where the consumer's handler takes several. */
+  function startFrom(waiting: Held[], one: Held): void {
+    const batch = size > 1 && !isApart(one) ? withCompany(waiting, one) : undefined;
+    if (batch && batch.length > 1) startBatch(batch);
+    else if (one.entry) void startAgain(one, one.entry.attempts, false);
+    else start(one, noAttempts.attempts);
+  }
+
+  /** Takes from those that wait whom a message is started together with, as many as fit. */
+  function withCompany(waiting: Held[], one: Held): Held[] {
+    const batch = [one];
+    for (let at = 0; at < waiting.length && batch.length < size; ) {
+      if (isApart(waiting[at] as Held)) at += 1;
+      else batch.push(...waiting.splice(at, 1).map((other) => (other.inside ? other : enter(other))));
+    }
+    return batch;
   }
 
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
   async function startAgain(one: Held, before: Attempts, alone: boolean, inPlace = 0): Promise<void> {
     running += 1; // it has its place from now on
     try {
-      one.announced = { at: now(), host: shared.host, alone };
-      const ms = clock.budget.abandonAt - now();
-      one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, { ...before, open: one.announced }, ms);
+      await writeDown(one, before, alone);
     } catch (error) {
       running -= 1;
-      trouble(textOf(error));
-      return leave(one, returned(before, troubleMs));
+      return refused(one, before, error);
     }
     running -= 1;
     if (isOver()) leave(one, returned(before));
     else start(one, before, inPlace);
   }
 
-  function start(one: Held, before: Attempts, inPlace = 0): void {
+  async function writeDown(one: Held, before: Attempts, alone: boolean): Promise<void> {
+    one.announced = { at: now(), host: shared.host, alone };
+    const ms = clock.budget.abandonAt - now();
+    one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, { ...before, open: one.announced }, ms);
+  }
+
+  function refused(one: Held, before: Attempts, error: unknown): void {
+    trouble(textOf(error));
+    leave(one, returned(before, troubleMs));
+  }
+
+  /** Whether it is still ours to start; else it leaves. */
+  function isOurs(one: Held, before: Attempts): boolean {
     check(one);
-    if (one.lost) {
-      leave(one, returned(before));
-      return;
-    }
+    if (one.lost) leave(one, returned(before));
+    return !one.lost;
+  }
+
+  function start(one: Held, before: Attempts, inPlace = 0): void {
+    if (!isOurs(one, before)) return;
     running += 1;
     const started = now();
     const outcome = attempt(binding, one.delivery, before, shared, { inPlace, at: one.announced?.at });
@@ -186,8 +246,7 @@ export function openTurns(
 
     function ended(came: Outcome | Again): void {
       running -= 1;
-      const took = now() - started;
-      handlerMs = handlerMs === undefined ? took : handlerMs * 0.9 + took * 0.1;
+      took(now() - started, 1);
       const outcome = "inPlaceMs" in came ? came.otherwise : came;
       breaker?.ended(outcome);
       if ("inPlaceMs" in came && !isOver()) void startInPlace(one, came, inPlace + 1);
@@ -197,16 +256,56 @@ export function openTurns(
 
   async function startInPlace(one: Held, { inPlaceMs, otherwise }: Again, inPlace: number): Promise<void> {
     running += 1;
-    await pause(inPlaceMs, "waiting to start a handler once more in place");
+    await untilAgain(inPlaceMs);
     running -= 1;
     if (isOver()) leave(one, otherwise);
     else await startAgain(one, otherwise.attempts, one.announced?.alone ?? false, inPlace);
+  }
+
+  function took(ms: number, messages: number): void {
+    tookMessages = tookMs === undefined ? messages : tookMessages * 0.9 + messages * 0.1;
+    tookMs = tookMs === undefined ? ms : tookMs * 0.9 + ms * 0.1;
+  }
+
+  /** A batch has one place, from before its starts are written down until the last of its messages leaves. */
+  function startBatch(batch: readonly Held[]): void {
+    running += 1;
+    let since = now();
+    void startTogether(batch, {
+      binding,
+      shared,
+      mayStart: () => !isOver(),
+      isOurs,
+      writeDown: (one, before) => writeDown(one, before, false),
+      refused,
+      untilAgain,
+      leave(decided) {
+        took(now() - since, decided.length);
+        since = now();
+        for (const [one, outcome] of decided) {
+          breaker?.ended(outcome);
+          leave(one, outcome);
+        }
+      },
+    }).then(() => {
+      running -= 1;
+      startNext();
+    });
   }
 
   /** A timer says so as well, but not while handlers keep the function busy. */
   function isOver(): boolean {
     return stopped || now() >= clock.budget.stopAt;
   }
+}
+
+function untilAgain(ms: number): Promise<void> {
+  return pause(ms, "waiting to start a handler once more in place");
+}
+
+/** Whether a message is started without company: it failed in a batch, of which nobody could say who broke it. */
+function isApart({ entry }: Held): boolean {
+  return entry?.attempts.apart === true;
 }
 
 /** Handed back, which is no attempt. */
