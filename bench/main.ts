@@ -30,6 +30,7 @@ for (const name of only) {
     await sections[name]?.({ quick, report });
   } catch (error) {
     console.error(`\nThis section failed: ${error instanceof Error ? error.stack : error}`);
+    report.target(`All of the section "${name}"`, "not measured, it failed", false);
     process.exitCode = 1;
   }
 }

@@ -17,6 +17,7 @@ const most = 64 * 1_024 * 1_024;
 const contenders = [
   { name: "Sortie, as it comes", how: "sortie" },
   { name: `bare fetch({ max_messages: ${count} })`, how: "bare" },
+  { name: "bare fetch({ max_bytes: 16 MiB })", how: "bare bytes" },
 ] as const;
 
 /** How much memory an invocation takes where large messages wait. */
