@@ -21,6 +21,8 @@ interface Options
   /** What becomes of a message that is settled. @default "workqueue" */
   retention?: "workqueue" | "limits";
   handler?(message: { data: unknown }): unknown;
+  /** Has as many messages handled together, by a handler that does nothing. */
+  together?: number;
 }
 
 let made = 0;
@@ -29,14 +31,15 @@ let made = 0;
 export async function startBacklog(
   nc: NatsConnection,
   count: number,
-  { handler = () => {}, retention = "workqueue", ...options }: Options = {},
+  { handler = () => {}, retention = "workqueue", together, ...options }: Options = {},
 ): Promise<Backlog> {
   made += 1;
   const [name, subject] = [`BENCH_${process.pid}_${made}`, `bench.${process.pid}.${made}.placed`];
   const stream = defineStream(name, { subjects: { [subject]: Order }, retention });
   const dead = defineStream("DEAD", { captures: ["dead.>"] });
   const consumer = defineConsumer(stream, "worker", { ...options, deadLetter: "dead.bench" });
-  const app = createApp({ streams: [stream, dead] }).on(consumer, handler);
+  const streams = createApp({ streams: [stream, dead] });
+  const app = together ? streams.handleBatch(consumer, () => {}, { size: together }) : streams.on(consumer, handler);
   await apply(nc, { streams: app.streams, consumers: [consumer] });
   await publishMany(nc, subject, count, (n) => JSON.stringify(orderAt(n)));
   const jsm = await jetstreamManager(nc, { checkAPI: false });

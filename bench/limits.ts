@@ -13,8 +13,12 @@ const delayMs = 25; // each way
 const plain = "plain";
 
 /** What a consumer may have on; none of them holds anything back here. */
-const features: Record<string, Pick<ConsumerOptions<string>, "idempotency" | "rateLimit" | "breaker">> = {
+const features: Record<
+  string,
+  Pick<ConsumerOptions<string>, "idempotency" | "rateLimit" | "breaker"> & { together?: number }
+> = {
   [plain]: {},
+  "handleBatch, 10 at once": { together: 10 },
   idempotency: { idempotency: { ttl: "1h" } },
   "rate limit": { rateLimit: { messages: 1_000_000_000, per: "1m", burst: 1_000_000 } },
   "rate limit by key": {

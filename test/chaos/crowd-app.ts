@@ -3,7 +3,7 @@ import * as z from "zod";
 import { type ConsumerOptions, createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
 
 /** What a crowd of invocations has to agree on. */
-export type Agreement = "keys" | "rate" | "breaker";
+export type Agreement = "keys" | "rate" | "breaker" | "batches";
 
 const Job = z.object({ n: z.number(), key: z.string() });
 
@@ -14,8 +14,14 @@ export const concurrency = 4;
 const limits: Record<Agreement, Partial<ConsumerOptions<string>>> = {
   keys: { idempotency: { ttl: "1h", key: ({ data }) => (data as z.infer<typeof Job>).key } },
   rate: { rateLimit: { messages: perSecond, per: "1s" } },
+  batches: { retry: { attempts: 6, backoff: fixed(50) } },
   breaker: { breaker: { failureRatio: 0.5, minimum: 20, window: "10s", openFor: openForMs } },
 };
+
+/** Which messages break the batch that they are in. */
+export function isBroken(n: number): boolean {
+  return n % 100 === 7;
+}
 
 /**
  * An app whose invocations agree on one thing. Each start of a handler is a line of the file `log`: message, key, attempt,
@@ -31,10 +37,20 @@ export function crowdApp(agreement: Agreement, log: string) {
     retry: { attempts: 1_000, backoff: fixed(50) },
     ...limits[agreement],
   });
-  const app = createApp({ streams: [jobs, dead] }).on(worker, async ({ data: { n, key }, attempt }) => {
+  const told = ({ data: { n, key }, attempt }: { data: z.infer<typeof Job>; attempt: number }) =>
     appendFileSync(log, `${n} ${key} ${attempt} ${process.pid} ${Date.now()}\n`);
-    await new Promise((resolve) => setTimeout(resolve, 3));
-    if (existsSync(`${log}.down`)) throw new Error("the other side is down");
-  });
+  const streams = createApp({ streams: [jobs, dead] });
+  const app =
+    agreement === "batches"
+      ? streams.handleBatch(worker, async (messages) => {
+          for (const message of messages) told(message);
+          await new Promise((resolve) => setTimeout(resolve, 3));
+          if (messages.some(({ data }) => isBroken(data.n))) throw new Error("one of these breaks it");
+        })
+      : streams.on(worker, async (message) => {
+          told(message);
+          await new Promise((resolve) => setTimeout(resolve, 3));
+          if (existsSync(`${log}.down`)) throw new Error("the other side is down");
+        });
   return { app, jobs, dead, worker };
 }

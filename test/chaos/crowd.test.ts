@@ -10,7 +10,7 @@ import { breakerSubject } from "../../src/define/own.ts";
 import { connect, disconnect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
-import { type Agreement, concurrency, crowdApp, openForMs, perSecond } from "./crowd-app.ts";
+import { type Agreement, concurrency, crowdApp, isBroken, openForMs, perSecond } from "./crowd-app.ts";
 import type { Membership } from "./crowd-member.ts";
 import { type Observed, observe } from "./harness.ts";
 
@@ -92,6 +92,7 @@ async function gather(agreement: Agreement, messages: readonly { n: number; key:
           pid: Number(pid),
           at: Number(at),
         })),
+    /** Answers which messages are in the dead letters then. */
     async untilDone() {
       const left = async () => {
         const { num_pending, num_ack_pending } = await jsm.consumers.info(jobs.name, worker.name);
@@ -99,7 +100,10 @@ async function gather(agreement: Agreement, messages: readonly { n: number; key:
       };
       await expect.poll(left, { timeout: 60_000, interval: 100 }).toBe(0);
       expect((await jsm.streams.info(jobs.name)).state.messages).toBe(0);
-      expect((await jsm.streams.info(dead.name)).state.messages).toBe(0);
+      const { state } = await jsm.streams.info(dead.name);
+      const letters = [];
+      for (let seq = 1; seq <= state.last_seq; seq++) letters.push(await jsm.streams.getMessage(dead.name, { seq }));
+      return letters.map((letter) => letter?.json<{ n: number }>().n ?? -1).toSorted((a, b) => a - b);
     },
     async [Symbol.asyncDispose]() {
       over = true;
@@ -123,7 +127,7 @@ describe("eight invocations at a time, each in a process of its own", { timeout:
 
   it("handle each key once while none of them dies", async () => {
     await using crowd = await gather("keys", perKey, false);
-    await crowd.untilDone();
+    expect(await crowd.untilDone()).toEqual([]);
     const times = tally(crowd.starts().map(({ key }) => key));
     expect([...times.values()]).toEqual(Array(150).fill(1));
   });
@@ -134,7 +138,7 @@ describe("eight invocations at a time, each in a process of its own", { timeout:
       numbered(600, (n) => `mortal-${n % 150}`),
       true,
     );
-    await crowd.untilDone();
+    expect(await crowd.untilDone()).toEqual([]);
     expect(tally(crowd.starts().map(({ key }) => key)).size).toBe(150);
     const { state } = await crowd.jsm.streams.info("SORTIE_KEYS", { subjects_filter: ">" });
     const kept = await Promise.all(
@@ -148,6 +152,15 @@ describe("eight invocations at a time, each in a process of its own", { timeout:
     expect(crowd.deaths).toBeGreaterThan(5);
   });
 
+  it("dead-letter who breaks the batches that they take, and nobody else, where they die at any wait", async () => {
+    const messages = numbered(600, () => "any");
+    await using crowd = await gather("batches", messages, true);
+    expect(await crowd.untilDone()).toEqual(messages.map(({ n }) => n).filter(isBroken));
+    const times = tally(crowd.starts().map(({ n }) => `${n}`));
+    expect(times.size).toBe(600);
+    for (const { n } of messages) if (isBroken(n)) expect(times.get(`${n}`)).toBeGreaterThanOrEqual(6);
+  });
+
   it.each(mortality)("keep to one rate, and use it; dying: %s", async (mortal) => {
     const count = (full ? 10 : 3) * perSecond;
     await using crowd = await gather(
@@ -155,7 +168,7 @@ describe("eight invocations at a time, each in a process of its own", { timeout:
       numbered(count, () => "any"),
       mortal,
     );
-    await crowd.untilDone();
+    expect(await crowd.untilDone()).toEqual([]);
     const starts = crowd
       .starts()
       .map(({ at }) => at)
@@ -192,7 +205,7 @@ describe("eight invocations at a time, each in a process of its own", { timeout:
       .poll(() => news.filter(({ state }) => state === "open").length, { timeout: 30_000 })
       .toBeGreaterThan(2);
     crowd.down(false);
-    await crowd.untilDone();
+    expect(await crowd.untilDone()).toEqual([]);
     listening.unsubscribe();
     const opened = news.filter(({ state }, at) => state === "open" && news[at - 1]?.state !== "open");
     for (const { at, until = 0 } of opened) {
