@@ -90,6 +90,9 @@ export function openTurns(
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
+      const otherwise = pace && (await letIn(pace, one, attempts)); // before it has the gate for itself
+      if (otherwise && suspects.delete(one)) leave(one, otherwise);
+      if (!suspects.has(one)) return;
       await point("waiting for a turn to run alone", gate.enterAlone());
       if (!suspects.delete(one)) {
         gate.handled(); // it was handed back meanwhile
@@ -97,8 +100,7 @@ export function openTurns(
         return;
       }
       one.inside = true;
-      if (pace) await inPace(one, attempts, true);
-      else await startAgain(one, attempts, true);
+      await startAgain(one, attempts, true);
     },
     startNext,
     stop,
@@ -121,9 +123,9 @@ export function openTurns(
     starting = true;
     const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs()) && !breaker?.holds;
     while (has() && !isBusy()) {
-      const one = enter(queue.shift() as Held);
-      if (pace) void inPace(one, one.entry?.attempts ?? noAttempts.attempts, false);
-      else startFrom(queue, one);
+      const one = queue.shift() as Held;
+      if (pace) void inPace(pace, one);
+      else startFrom(queue, enter(one));
     }
     starting = false;
   }
@@ -160,25 +162,31 @@ export function openTurns(
     });
   }
 
-  /** It has its place among the handlers while it waits, or several that have been let in would start together. */
-  async function inPace(one: Held, before: Attempts, alone: boolean): Promise<void> {
+  /** It has its place among the consumer's handlers while it waits, or several that have been let in would start together. */
+  async function inPace(pace: Pace, one: Held): Promise<void> {
+    const before = one.entry?.attempts ?? noAttempts.attempts;
     running += 1;
     waiting += 1;
-    let otherwise: Outcome | undefined;
-    try {
-      otherwise = await pace?.turn(one, before);
-    } catch (error) {
-      trouble(textOf(error));
-      otherwise = returned(before, troubleMs);
-    }
+    const otherwise = await letIn(pace, one, before);
     running -= 1;
     waiting -= 1;
     if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
-    else if (alone) await startAgain(one, before, alone);
-    else if (size === 1) startFrom([], one);
+    else if (!gate.admits(handlerMs()) || breaker?.holds)
+      queue.unshift(one); // others have the places, or one of them runs alone
+    else if (size === 1) startFrom([], enter(one));
     else {
-      paced.push(one);
+      paced.push(enter(one));
       gather(startPaced);
+    }
+  }
+
+  /** Waits for the rate limit; answers how a message is to leave that cannot be started. */
+  async function letIn(pace: Pace, one: Held, before: Attempts): Promise<Outcome | undefined> {
+    try {
+      return await pace.turn(one, before);
+    } catch (error) {
+      trouble(textOf(error));
+      return returned(before, troubleMs);
     }
   }
 
