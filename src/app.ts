@@ -1,5 +1,7 @@
-import type { Binding, Handler } from "./consume/handler.ts";
+import { oneByOne } from "./consume/batch.ts";
+import type { BatchBinding, BatchHandler, BatchOptions, Binding, Handler } from "./consume/handler.ts";
 import type { ConsumerDefinition } from "./define/consumer.ts";
+import { assertCounts } from "./define/count.ts";
 import type { StreamDefinition, Subjects } from "./define/stream.ts";
 import { covers } from "./define/subject.ts";
 import { SortieError } from "./errors.ts";
@@ -17,6 +19,18 @@ export interface App<Stream extends StreamDefinition = StreamDefinition> {
   on<S extends Subjects, Filter extends string>(
     consumer: ConsumerDefinition<S, Filter>,
     handler: Handler<S, Filter, Stream>,
+  ): App<Stream>;
+  /**
+   * Gives a consumer a handler that takes several messages at once: those that wait when one of the consumer's `concurrency`
+   * places is free, `size` at most. It returns nothing where all have succeeded, else `{ failed: [{ sequence, error }] }`.
+   * @throws SortieError as `on` does, and `invalid-definition` for a size that the consumer's `batch` does not let in.
+   * @example
+   * createApp({ streams: [clicks] }).handleBatch(storing, (messages) => insert(messages.map(({ data }) => data)), { size: 100 });
+   */
+  handleBatch<S extends Subjects, Filter extends string>(
+    consumer: ConsumerDefinition<S, Filter>,
+    handler: BatchHandler<S, Filter, Stream>,
+    options?: BatchOptions,
   ): App<Stream>;
 }
 
@@ -36,37 +50,56 @@ export function createApp<const Streams extends readonly StreamDefinition[]>({
     streams,
     bindings,
     on(consumer, handler) {
-      const what = `Consumer "${consumer.name}" of stream "${consumer.stream.name}"`;
-      if (!streams.includes(consumer.stream)) {
+      return bind({ consumer, handler } as unknown as Binding); // what the filter lets through is what the handler takes
+    },
+    handleBatch(consumer, handler, { size = 10 } = {}) {
+      const what = whatOf(consumer as unknown as ConsumerDefinition);
+      assertCounts({ size }, what);
+      if (size > consumer.batch) {
         throw new SortieError(
           "invalid-definition",
-          `${what}: expected its stream among the app's; add it to createApp({ streams: [...] })`,
+          `${what}: expected size (${size}) of its handler's batches to be no more than what may be in hand, its batch (${consumer.batch}); raise the one or lower the other`,
         );
       }
-      if (
-        bindings.some((other) => other.consumer.stream === consumer.stream && other.consumer.name === consumer.name)
-      ) {
-        throw new SortieError(
-          "invalid-definition",
-          `${what} has a handler already; expected one \`on\` for each consumer`,
-        );
-      }
-      if (!streams.some(({ subjects }) => subjects.some((subject) => covers(subject, consumer.deadLetter)))) {
-        throw new SortieError(
-          "invalid-definition",
-          `${what}: no stream of the app captures its dead letters at "${consumer.deadLetter}"; add one, such as defineStream("DEAD", { captures: ["dead.>"] })`,
-        );
-      }
-      const forgetful = streams.find(({ duplicateWindowMs }) => duplicateWindowMs <= consumer.ackWaitMs);
-      if (forgetful) {
-        throw new SortieError(
-          "invalid-definition",
-          `${what}: its ackWait (${consumer.ackWaitMs} ms) is not shorter than the duplicateWindow of stream "${forgetful.name}" (${forgetful.duplicateWindowMs} ms), so that what a redelivery publishes again would be stored twice; raise the one or lower the other`,
-        );
-      }
-      bindings.push({ consumer, handler } as unknown as Binding); // what the filter lets through is what the handler takes
-      return app;
+      const batch = { size, handler } as unknown as BatchBinding;
+      return bind({ consumer, handler: oneByOne(batch.handler), batch } as unknown as Binding);
     },
   };
   return app;
+
+  function bind(binding: Binding): App<Streams[number]> {
+    const { consumer } = binding;
+    const what = whatOf(consumer);
+    if (!streams.includes(consumer.stream)) {
+      throw new SortieError(
+        "invalid-definition",
+        `${what}: expected its stream among the app's; add it to createApp({ streams: [...] })`,
+      );
+    }
+    if (bindings.some((other) => other.consumer.stream === consumer.stream && other.consumer.name === consumer.name)) {
+      throw new SortieError(
+        "invalid-definition",
+        `${what} has a handler already; expected one \`on\` or \`handleBatch\` for each consumer`,
+      );
+    }
+    if (!streams.some(({ subjects }) => subjects.some((subject) => covers(subject, consumer.deadLetter)))) {
+      throw new SortieError(
+        "invalid-definition",
+        `${what}: no stream of the app captures its dead letters at "${consumer.deadLetter}"; add one, such as defineStream("DEAD", { captures: ["dead.>"] })`,
+      );
+    }
+    const forgetful = streams.find(({ duplicateWindowMs }) => duplicateWindowMs <= consumer.ackWaitMs);
+    if (forgetful) {
+      throw new SortieError(
+        "invalid-definition",
+        `${what}: its ackWait (${consumer.ackWaitMs} ms) is not shorter than the duplicateWindow of stream "${forgetful.name}" (${forgetful.duplicateWindowMs} ms), so that what a redelivery publishes again would be stored twice; raise the one or lower the other`,
+      );
+    }
+    bindings.push(binding);
+    return app;
+  }
+}
+
+function whatOf({ name, stream }: ConsumerDefinition): string {
+  return `Consumer "${name}" of stream "${stream.name}"`;
 }

@@ -1,5 +1,14 @@
 export { type App, createApp } from "./app.ts";
-export type { Handler, HandlerContext, PayloadFor, PublishableSubject } from "./consume/handler.ts";
+export type {
+  BatchContext,
+  BatchHandler,
+  BatchOptions,
+  BatchResult,
+  Handler,
+  HandlerContext,
+  PayloadFor,
+  PublishableSubject,
+} from "./consume/handler.ts";
 export type { ConsumerReport, InvocationEvent, InvocationReport } from "./consume/report.ts";
 export { NonRetriableError, RetryAfterError } from "./consume/settlement.ts";
 export { type DeadLetterReason, deadLetterHeaders } from "./dead-letter/story.ts";

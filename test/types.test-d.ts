@@ -47,6 +47,54 @@ describe("a handler's message", () => {
   });
 });
 
+describe("a handler of batches", () => {
+  const all = defineConsumer(orders, "all", { filter: "orders.*", deadLetter });
+
+  it("is given messages as a handler is given one", () => {
+    app().handleBatch(all, (messages) => {
+      expectTypeOf(messages).toExtend<readonly unknown[]>();
+      for (const message of messages) {
+        expectTypeOf(message.subject).toEqualTypeOf<"orders.placed" | "orders.reminder">();
+        if (message.subject === "orders.reminder")
+          expectTypeOf(message.data).toEqualTypeOf<{ orderId: string; urgent: boolean }>();
+      }
+      // @ts-expect-error they are not the handler's to change
+      messages.length = 0;
+    });
+  });
+
+  it("returns nothing, or what has failed", () => {
+    app().handleBatch(all, () => {}, { size: 5 });
+    app().handleBatch(all, async () => {});
+    app().handleBatch(all, (messages) => ({ failed: messages.map(({ sequence }) => ({ sequence, error: "x" })) }));
+    app().handleBatch(all, async (messages) => {
+      if (messages.length > 1) return { failed: [] };
+    });
+    // @ts-expect-error a result for each would be taken for success
+    app().handleBatch(all, (messages) => Promise.all(messages.map(async () => {})));
+    // @ts-expect-error another platform's word for it
+    app().handleBatch(all, () => ({ batchItemFailures: [] }));
+    // @ts-expect-error which error it was
+    app().handleBatch(all, ([message]) => ({ failed: [{ sequence: message?.sequence ?? 0 }] }));
+    // @ts-expect-error a sequence is a number
+    app().handleBatch(all, () => ({ failed: [{ sequence: "1", error: "x" }] }));
+  });
+
+  it("publishes for one of its messages", () => {
+    app().handleBatch(all, async (messages, context) => {
+      for (const message of messages) {
+        const { publish, schedule } = context.of(message);
+        await publish("images.resize", { url: "x" });
+        await schedule("orders.reminder", { orderId: "1" }, { in: "24h" });
+        // @ts-expect-error an unknown subject
+        await publish("orders.cancelled", { orderId: "1" });
+      }
+      // @ts-expect-error for which message?
+      context.publish;
+    });
+  });
+});
+
 describe("a consumer", () => {
   it("names a message's key by what its filter lets through", () => {
     const key = ({ data }: { data: { orderId: string } }) => data.orderId;

@@ -4,11 +4,12 @@ import { textOf } from "../errors.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { pause, within } from "../nats/within.ts";
 import type { Circumstances } from "./circumstances.ts";
+import type { Clock } from "./clock.ts";
 import type { Binding } from "./handler.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
 import { read, unreadable } from "./message.ts";
 import { Outbox } from "./outbox.ts";
-import { decideFailure, type Settlement } from "./settlement.ts";
+import { decideFailure, type InPlace, type Settlement } from "./settlement.ts";
 
 /** How a delivery is to leave, and why. */
 export interface Outcome {
@@ -18,8 +19,14 @@ export interface Outcome {
   readonly attempts: Attempts;
 }
 
+/** A message is to be started once more in place. */
+export interface Again {
+  readonly again: InPlace;
+  readonly attempts: Attempts;
+}
+
 /** One start of a handler. */
-interface Try {
+export interface Try {
   readonly binding: Binding;
   readonly delivery: Delivery;
   readonly shared: Circumstances;
@@ -95,17 +102,34 @@ async function finish({ binding, shared: { clock } }: Try, handled: unknown, out
   } finally {
     outbox.close();
   }
-  if (outbox.size === 0) return;
+  if (outbox.size > 0) await sendAll(outbox, clock);
+}
+
+/** Publishes what a handler that has succeeded wants published. Throws what was refused. */
+export async function sendAll(outbox: Outbox, clock: Clock): Promise<void> {
   const ms = clock.budget.publishBy - clock.now();
   await within(ms, "publishing what the handler wants published", outbox.flush(ms));
 }
 
-function succeeded({ before }: Try): Outcome {
+export function succeeded({ before }: Pick<Try, "before">): Outcome {
   return before === noAttempts.attempts ? firstSucceeded : { settlement: acknowledged, attempts: before };
 }
 
 function failed(one: Try, error: unknown): Outcome | Promise<Outcome> {
-  const { binding, delivery, shared, before, inPlace, at } = one;
+  const { binding, delivery, shared, inPlace } = one;
+  const decided = decide(one, error);
+  if (!("again" in decided)) return decided;
+  const { again, attempts } = decided;
+  return untilAgain(again.delayMs).then(() => attempt(binding, delivery, attempts, shared, inPlace + 1));
+}
+
+export function untilAgain(ms: number): Promise<void> {
+  return pause(ms, "waiting to start a handler once more in place");
+}
+
+/** Decides what becomes of a start that failed. */
+export function decide(one: Try, error: unknown): Outcome | Again {
+  const { binding, before, inPlace, at, shared } = one;
   const { clock, host } = shared;
   const reason = one.message === undefined ? unreadable(error) : undefined;
   if (reason) return { settlement: { kind: "dead-letter", reason }, error, attempts: before };
@@ -114,10 +138,7 @@ function failed(one: Try, error: unknown): Outcome | Promise<Outcome> {
   const leftMs = clock.budget.stopAt - now;
   const failure = { error, attempt: attempts.started, inPlace, leftMs, now, chance: Math.random() };
   const decided = decideFailure(failure, binding.consumer.retry);
-  if (decided.kind !== "in-place") return { settlement: decided, error, attempts };
-  return pause(decided.delayMs, "waiting to start a handler once more in place").then(() =>
-    attempt(binding, delivery, attempts, shared, inPlace + 1),
-  );
+  return decided.kind === "in-place" ? { again: decided, attempts } : { settlement: decided, error, attempts };
 }
 
 const acknowledged: Settlement = { kind: "ack" };
@@ -129,10 +150,10 @@ export function isAcknowledged({ settlement }: Outcome): boolean {
 }
 
 /** The attempts with one more start, which has ended. */
-function withStart({ started, starts }: Attempts, start: Start): Attempts {
+export function withStart({ started, starts }: Attempts, start: Start): Attempts {
   return { started: started + 1, starts: [...starts, start] };
 }
 
-function isPromise<T>(value: T): value is Extract<T, PromiseLike<unknown>> {
+export function isPromise<T>(value: T): value is Extract<T, PromiseLike<unknown>> {
   return typeof value === "object" && value !== null && "then" in value && typeof value.then === "function";
 }

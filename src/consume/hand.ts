@@ -26,7 +26,7 @@ export interface Hand {
   readonly messages: number;
   /** Their bytes, and those of deliveries that are being settled. */
   readonly bytes: number;
-  /** What a handler takes, in milliseconds; undefined as long as none has ended. */
+  /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
   /** Lets acknowledgements gather while more may come of a pull. */
   during<T>(pull: Promise<T>): Promise<T>;

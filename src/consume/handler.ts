@@ -46,8 +46,48 @@ export type Handler<S extends Subjects, Filter extends string, Stream extends St
   context: HandlerContext<Stream>,
 ) => unknown;
 
+/** What a handler of batches is given beside its messages; `M` is one of them. */
+export interface BatchContext<M, Stream extends StreamDefinition = StreamDefinition>
+  extends Pick<HandlerContext<Stream>, "signal" | "remaining"> {
+  /**
+   * `publish` and `schedule` for one message of the batch: sent when that message has succeeded, before it is acknowledged.
+   * @throws SortieError `invalid-option` for what is no message of this batch.
+   */
+  of(message: M): Pick<HandlerContext<Stream>, "publish" | "schedule">;
+}
+
+/** What a handler of batches returns where some of its messages failed. */
+export interface BatchResult {
+  /** Each as if a handler of its own had thrown `error`; the others have succeeded. */
+  readonly failed: readonly { readonly sequence: number; readonly error: unknown }[];
+}
+
+/**
+ * Handles messages together: returned → acknowledged, but for those that are reported as `failed`; thrown → the batch is
+ * halved and each half started again at once, down to the message that breaks it.
+ */
+export type BatchHandler<S extends Subjects, Filter extends string, Stream extends StreamDefinition> = (
+  messages: readonly MessageOf<S, Filter>[],
+  context: BatchContext<MessageOf<S, Filter>, Stream>,
+) => Answer | Promise<Answer>;
+
+// biome-ignore lint/suspicious/noConfusingVoidType: a function without a return statement has no other type
+type Answer = BatchResult | void;
+
+export interface BatchOptions {
+  /** The most messages that the handler is given at once. @default 10 */
+  size?: number;
+}
+
 /** A consumer with its handler, types left behind. */
 export interface Binding {
   readonly consumer: ConsumerDefinition;
   readonly handler: (message: Message, context: HandlerContext) => unknown;
+  /** How it takes several messages at once; without it, it doesn't. `handler` then takes one in the same way. */
+  readonly batch?: BatchBinding;
+}
+
+export interface BatchBinding {
+  readonly size: number;
+  readonly handler: (messages: readonly Message[], context: BatchContext<Message>) => Answer | Promise<Answer>;
 }

@@ -14,6 +14,8 @@ export interface Attempts {
   readonly open?: Start & { readonly alone: boolean };
   /** It is to be dead-lettered, which was refused so far. */
   readonly verdict?: { readonly reason: DeadLetterReason; readonly error: string };
+  /** Its last start failed in a batch, of which nobody can say who broke it: the next one has no company. */
+  readonly apart?: true;
   /** Its retry is parked until then, in epoch milliseconds. */
   readonly parkedUntil?: number;
 }

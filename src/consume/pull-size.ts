@@ -1,5 +1,6 @@
 /** What there is to know when an invocation is about to pull. */
 export interface InHand {
+  /** How many messages are handled at the same time: a handler of batches takes several. */
   readonly concurrency: number;
   /** The most messages, and bytes, to have in hand. */
   readonly most: number;
@@ -10,7 +11,7 @@ export interface InHand {
   readonly unsettled: number;
   /** and the bytes of that. */
   readonly bytes: number;
-  /** How long a handler takes, in milliseconds; undefined as long as none has ended. */
+  /** How long a handler takes, in milliseconds, for as many as it takes; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
   /** How long a pull takes, in milliseconds. */
   readonly flightMs: number;

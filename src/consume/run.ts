@@ -35,7 +35,7 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
 /** Pulls from one source whenever the hand has room for more, until nothing is left there or the time is over. */
 async function pullFrom(
   source: Source,
-  { consumer }: Binding,
+  { consumer, batch }: Binding,
   hand: Hand,
   { connection, clock, lingerMs }: Circumstances,
 ): Promise<"drained" | "budget"> {
@@ -47,7 +47,8 @@ async function pullFrom(
   });
   const leftMs = () => clock.budget.stopAt - clock.slowestMs - (lingerMs > 0 ? 20 : 0) - now();
   const handBackBy = () => clock.budget.settleBy - clock.slowestMs; // what comes later can't be handed back in time
-  const { concurrency, maxBytes: mostBytes } = consumer;
+  const { maxBytes: mostBytes } = consumer;
+  const concurrency = consumer.concurrency * (batch?.size ?? 1);
   const most = Math.min(consumer.batch, mostOutstanding);
   const ended = Promise.withResolvers<"drained" | "budget">();
   let lastAt = now(); // when something came

@@ -1,5 +1,5 @@
 import type { DeadLetterReason } from "../dead-letter/story.ts";
-import { backoffMs, decisionFor, type RetryPolicy } from "../define/retry.ts";
+import { backoffMs, decisionFor, type RetryDecision, type RetryPolicy } from "../define/retry.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { retryAfterMs } from "./retry-after.ts";
 
@@ -36,40 +36,63 @@ export interface InPlace {
   readonly delayMs: number;
 }
 
-/** What a decision about a failure takes into account. */
-export interface Failure {
+/** What was thrown, and when. */
+export interface Thrown {
   readonly error: unknown;
-  /** Which start of a handler for the message this was, from 1. */
-  readonly attempt: number;
-  /** How often this invocation has started it once more in place already. */
-  readonly inPlace: number;
-  /** Milliseconds until handlers are to end. */
-  readonly leftMs: number;
   /** Epoch milliseconds: an HTTP date in `Retry-After` is counted from here. */
   readonly now: number;
   /** From 0 to 1, for jitter. */
   readonly chance: number;
 }
 
+/** What a decision about a failure takes into account. */
+export interface Failure extends Thrown {
+  /** Which start of a handler for the message this was, from 1. */
+  readonly attempt: number;
+  /** How often this invocation has started it once more in place already. */
+  readonly inPlace: number;
+  /** Milliseconds until handlers are to end. */
+  readonly leftMs: number;
+}
+
 /** What becomes of a message whose handler failed. An error's own word comes first, then the policy's rules, then its backoff. */
 export function decideFailure(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
-  const { error, attempt, now, chance } = failure;
-  const asked = markOf(error);
-  if (asked.deadLetter) return { kind: "dead-letter", reason: "non-retriable" };
+  const { error, attempt, chance } = failure;
+  if (markOf(error).deadLetter) return { kind: "dead-letter", reason: "non-retriable" };
   const decision = decisionFor(error, retry.rules);
   if (decision === "discard") return { kind: "ack", discarded: true };
   if (decision === "dead-letter") return { kind: "dead-letter", reason: "non-retriable" };
   if (attempt >= retry.attempts) return { kind: "dead-letter", reason: "attempts-exhausted" };
-  if (asked.retryAfterMs !== undefined) return { kind: "retry", delayMs: asked.retryAfterMs };
-  if (typeof decision === "object" && "after" in decision)
-    return { kind: "retry", delayMs: toMs(decision.after, "after") };
-  if (typeof decision === "object") {
+  if (isInPlace(decision, error)) {
     const delayMs = toMs(decision.delay ?? 0, "delay");
     if (failure.inPlace < decision.inPlace && delayMs < failure.leftMs) return { kind: "in-place", delayMs };
   }
+  return { kind: "retry", delayMs: namedMs(failure, decision, retry) ?? backoffMs(retry.backoff, attempt, chance) };
+}
+
+/**
+ * When a batch that failed as a whole may be started again, in milliseconds, where its error or a rule names that: it stays
+ * together until then. Undefined where it is to be halved at once, to find the message that breaks it.
+ */
+export function decideTogether(thrown: Thrown, retry: RetryPolicy): number | undefined {
+  const { error } = thrown;
+  const decision = decisionFor(error, retry.rules);
+  const isForGood = markOf(error).deadLetter || decision === "discard" || decision === "dead-letter";
+  return isForGood || isInPlace(decision, error) ? undefined : namedMs(thrown, decision, retry);
+}
+
+/** A `RetryAfterError` has its own word, whatever the rule. */
+function isInPlace(decision: RetryDecision, error: unknown): decision is Extract<RetryDecision, { inPlace: number }> {
+  return typeof decision === "object" && "inPlace" in decision && markOf(error).retryAfterMs === undefined;
+}
+
+/** When to come again, as an error or its rule names it. */
+function namedMs({ error, now, chance }: Thrown, decision: RetryDecision, { backoff }: RetryPolicy) {
+  const asked = markOf(error).retryAfterMs;
+  if (asked !== undefined) return asked;
+  if (typeof decision === "object" && "after" in decision) return toMs(decision.after, "after");
   const named = retryAfterMs(error, now);
-  if (named !== undefined) return { kind: "retry", delayMs: Math.round(named + retry.backoff.jitterMs * chance) };
-  return { kind: "retry", delayMs: backoffMs(retry.backoff, attempt, chance) };
+  return named === undefined ? undefined : Math.round(named + backoff.jitterMs * chance);
 }
 
 function markOf(error: unknown): { deadLetter?: boolean; retryAfterMs?: number } {

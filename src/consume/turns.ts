@@ -1,6 +1,7 @@
 import { textOf } from "../errors.ts";
 import { point } from "../nats/within.ts";
 import { attempt, type Outcome } from "./attempt.ts";
+import { startTogether } from "./batch-attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
@@ -9,11 +10,11 @@ import { type Attempts, noAttempts } from "./ledger.ts";
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
 
-/** Gives each message in hand its turn: as many side by side as the consumer's concurrency, a suspect alone. */
+/** Gives each message in hand its turn: as many handlers side by side as the consumer's concurrency, a suspect alone. */
 export interface Turns {
   /** Handlers that run. */
   readonly running: number;
-  /** What a handler takes, in milliseconds; undefined as long as none has ended. */
+  /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
   /** Waits for a turn beside others. */
   beside(one: Held): void;
@@ -44,10 +45,13 @@ export function openTurns(
   const { now } = clock;
   const queue: Held[] = [];
   const suspects = new Map<Held, Attempts>();
+  const { size } = binding.batch ?? { size: 1 };
   let running = 0;
-  let handlerMs: number | undefined;
+  let tookMs: number | undefined; // averages that follow the latest: how long a handler took,
+  let tookMessages = 1; // and for how many messages
   let stopped = false;
   let starting = false;
+  let gathering = false;
   gate.onOpen(startNext);
 
   return {
@@ -55,11 +59,12 @@ export function openTurns(
       return running;
     },
     get handlerMs() {
-      return handlerMs;
+      return tookMs === undefined ? undefined : (tookMs * size) / tookMessages;
     },
     beside(one) {
       queue.push(one);
-      startNext();
+      if (size === 1) startNext();
+      else gather();
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
@@ -81,37 +86,54 @@ export function openTurns(
     if (starting || stopped) return; // a handler that ends at once comes back here
     starting = true;
     while (queue.length > 0 && running < consumer.concurrency && gate.open) {
-      const one = queue.shift() as Held;
-      gate.enter();
-      one.inside = true;
-      if (one.entry) void startAgain(one, one.entry.attempts, false);
+      const one = enter(queue.shift() as Held);
+      const batch = size > 1 && !isApart(one) && withCompany(one);
+      if (batch && batch.length > 1) startBatch(batch);
+      else if (one.entry) void startAgain(one, one.entry.attempts, false);
       else start(one, noAttempts.attempts);
     }
     starting = false;
+  }
+
+  function enter(one: Held): Held {
+    gate.enter();
+    one.inside = true;
+    return one;
   }
 
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
   async function startAgain(one: Held, before: Attempts, alone: boolean): Promise<void> {
     running += 1; // it has its place from now on
     try {
-      const opened = { ...before, open: { at: now(), host: shared.host, alone } };
-      const ms = clock.budget.abandonAt - now();
-      one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, opened, ms);
+      await writeDown(one, before, alone);
     } catch (error) {
       running -= 1;
-      trouble(textOf(error));
-      return leave(one, returned(before, troubleMs));
+      return refused(one, before, error);
     }
     running -= 1;
     start(one, before);
   }
 
-  function start(one: Held, before: Attempts): void {
+  async function writeDown(one: Held, before: Attempts, alone: boolean): Promise<void> {
+    const opened = { ...before, open: { at: now(), host: shared.host, alone } };
+    const ms = clock.budget.abandonAt - now();
+    one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, opened, ms);
+  }
+
+  function refused(one: Held, before: Attempts, error: unknown): void {
+    trouble(textOf(error));
+    leave(one, returned(before, troubleMs));
+  }
+
+  /** Whether it is still ours to start; else it leaves. */
+  function isOurs(one: Held, before: Attempts): boolean {
     check(one);
-    if (one.lost) {
-      leave(one, returned(before));
-      return;
-    }
+    if (one.lost) leave(one, returned(before));
+    return !one.lost;
+  }
+
+  function start(one: Held, before: Attempts): void {
+    if (!isOurs(one, before)) return;
     running += 1;
     const started = now();
     const outcome = attempt(binding, one.delivery, before, shared);
@@ -120,11 +142,62 @@ export function openTurns(
 
     function ended(outcome: Outcome): void {
       running -= 1;
-      const took = now() - started;
-      handlerMs = handlerMs === undefined ? took : handlerMs * 0.9 + took * 0.1;
+      took(now() - started, 1);
       leave(one, outcome);
     }
   }
+
+  function took(ms: number, messages: number): void {
+    tookMessages = tookMs === undefined ? messages : tookMessages * 0.9 + messages * 0.1;
+    tookMs = tookMs === undefined ? ms : tookMs * 0.9 + ms * 0.1;
+  }
+
+  /** Has what came in one piece start together. */
+  function gather(): void {
+    if (gathering) return;
+    gathering = true;
+    queueMicrotask(() => {
+      gathering = false;
+      startNext();
+    });
+  }
+
+  /** Takes from the queue whom a message is started together with: those who wait, as many as fit. */
+  function withCompany(one: Held): Held[] {
+    const batch = [one];
+    for (let at = 0; at < queue.length && batch.length < size; ) {
+      if (isApart(queue[at] as Held)) at += 1;
+      else batch.push(...queue.splice(at, 1).map(enter));
+    }
+    return batch;
+  }
+
+  /** A batch has one place, from before its starts are written down until the last of its messages leaves. */
+  function startBatch(batch: readonly Held[]): void {
+    running += 1;
+    let since = now();
+    void startTogether(batch, {
+      binding,
+      shared,
+      mayStart: () => !stopped,
+      isOurs,
+      writeDown: (one, before) => writeDown(one, before, false),
+      refused,
+      leave(decided) {
+        took(now() - since, decided.length);
+        since = now();
+        for (const [one, outcome] of decided) leave(one, outcome);
+      },
+    }).then(() => {
+      running -= 1;
+      startNext();
+    });
+  }
+}
+
+/** Whether a message is started without company: it failed in a batch, of which nobody could say who broke it. */
+function isApart({ entry }: Held): boolean {
+  return entry?.attempts.apart === true;
 }
 
 /** Handed back, which is no attempt. */

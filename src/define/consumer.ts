@@ -21,7 +21,7 @@ type OnlyValid<S extends Subjects, Filter extends string> = [Filter] extends [Va
 export interface ConsumerOptions<Filter extends string, M = Message> {
   /** The subjects to receive, of those that the stream declares; wildcards allowed. @default all of them */
   filter?: Filter | readonly Filter[];
-  /** How many handlers run at the same time within one invocation. @default 16 */
+  /** How many handlers run at the same time within one invocation, be it with one message or with a batch. @default 16 */
   concurrency?: number;
   /** The most messages that one invocation has in hand at the same time, those that wait for a handler included. @default 256 */
   batch?: number;

@@ -3,6 +3,7 @@ import { type ClientName, clients } from "../support/clients.ts";
 import { programOf, type ServerVersion } from "../support/servers.ts";
 import { startSystem } from "../support/system.ts";
 import { answering } from "./answering.ts";
+import { batching } from "./batching.ts";
 import type { Start } from "./jobs.ts";
 import { parking } from "./parking.ts";
 import { provisioning } from "./provisioning.ts";
@@ -15,6 +16,7 @@ export function contract(version: ServerVersion): void {
   describe.each(Object.keys(clients) as ClientName[])(`on nats-server ${version}, over %s:`, (client) => {
     const start: Start = (app) => startSystem(app, { binary: programOf(version), client });
     settling(start);
+    batching(start);
     if (version === "newest" || client === "wsconnect") parking(start); // seconds, of which the client sees the same bytes
     sweeping(start);
     pulling(start);

@@ -1,3 +1,4 @@
+import type { Msg } from "@nats-io/nats-core";
 import type { Connection } from "../../src/nats/connection.ts";
 
 /** A connection that does something else than the real one at one place. */
@@ -14,6 +15,25 @@ export function altered(connection: Connection, change: Partial<Connection>): Co
     options: "options" in connection ? connection.options : {}, // the JetStream client looks at them
   };
   return { ...bound, ...change };
+}
+
+/** Brings the first deliveries in pieces of so many, however the server sends them. */
+export function inPieces(connection: Connection, ...sizes: number[]): Connection {
+  return altered(connection, {
+    subscribe(subject, { callback, ...options } = {}) {
+      const piece: Msg[] = [];
+      return connection.subscribe(subject, {
+        ...options,
+        callback(error, message) {
+          const delivered = message?.reply?.startsWith("$JS.ACK.");
+          if (delivered && piece.push(message) < (sizes[0] ?? 1)) return;
+          sizes.shift();
+          for (const each of piece.splice(0)) callback?.(error, each);
+          if (!delivered) callback?.(error, message); // more will not come
+        },
+      });
+    },
+  });
 }
 
 /** Loses what is requested on subjects that match: it is never sent, and never answered. */
