@@ -35,10 +35,10 @@ afterAll(async () => {
 });
 
 /** Strikes one invocation, lets others carry on until all is quiet, and looks at what the server holds. */
-async function survives(place: Place, fault: Fault): Promise<string | undefined> {
+async function survives(place: Place, fault: Fault, together: number): Promise<string | undefined> {
   const observed = fault === "restart" ? await observe(await startNatsServer()) : shared;
   try {
-    const prepared = await prepare(observed, `${++runs}`, folder);
+    const prepared = await prepare(observed, `${++runs}`, folder, { together });
     if (!(await strike(prepared, place, fault))) return "the invocation did not come there";
     await untilQuiet(prepared);
     await expectInvariants(prepared);
@@ -54,8 +54,11 @@ async function survives(place: Place, fault: Fault): Promise<string | undefined>
 }
 
 describe("an invocation that is struck at any point", () => {
-  it("keeps every invariant, as the server bears out", { timeout: 1_800_000 }, async () => {
-    const recorded = await recordPlaces(await prepare(shared, "record", folder));
+  it.each([
+    ["messages", 1],
+    ["batches", 4],
+  ])("keeps every invariant, as the server bears out: with %s", { timeout: 1_800_000 }, async (what, together) => {
+    const recorded = await recordPlaces(await prepare(shared, `record_${what}`, folder, { together }));
     const seen = new Set<string>();
     const places = recorded.flatMap(({ place, times }) => {
       const name = `${place.phase} ${place.point}`;
@@ -71,13 +74,13 @@ describe("an invocation that is struck at any point", () => {
     const next = cases[Symbol.iterator]();
     const strikeOn = async () => {
       for (const { place, fault } of next) {
-        const wrong = await survives(place, fault);
+        const wrong = await survives(place, fault, together);
         const { stage, phase, point, nth } = place;
         if (wrong) broken.push(`${fault} ${phase} ${point} (invocation ${stage + 1}, time ${nth + 1}): ${wrong}`);
       }
     };
     await Promise.all(Array.from({ length: atOnce }, strikeOn));
-    console.log(`${cases.length} strikes at ${seen.size} points`);
+    console.log(`${cases.length} strikes at ${seen.size} points, with ${what}`);
     expect(broken).toEqual([]);
   });
 });

@@ -66,7 +66,7 @@ export async function prepare(
     await Promise.all(some.map((n) => js.publish(`jobs.${run}`, JSON.stringify({ n }))));
   }
   const jsm = () => jetstreamManager(observed.tcp, { checkAPI: false });
-  return { ...made, run, log, numbers, fate, observed, server, jsm };
+  return { ...made, run, log, numbers, fate, together: options.together ?? 1, observed, server, jsm };
 }
 
 export type Prepared = Awaited<ReturnType<typeof prepare>>;
@@ -89,11 +89,11 @@ export async function ended(victim: ChildProcess): Promise<{ code: number | null
 
 /** Every place that the invocations of the scenario come to, with how often. */
 export async function recordPlaces(prepared: Prepared): Promise<{ place: Place; times: number }[]> {
-  const { server, run, log } = prepared;
+  const { server, run, log, together } = prepared;
   const found: { place: Place; times: number }[] = [];
   for (let stage = 0; stage <= lastStage; stage++) {
     if (stage === lastStage) await sleep(parkedMs);
-    const { said, errors } = await ended(startVictim({ url: server.url, run, log, budgetMs }));
+    const { said, errors } = await ended(startVictim({ url: server.url, run, log, budgetMs, together }));
     if (!said) throw new Error(`the victim said nothing: ${errors}`);
     for (const [name, times] of (JSON.parse(said) as { times: [string, number][] }).times) {
       const [, phase = "", point = ""] = /^(\S+) (.*)$/.exec(name) ?? [];
@@ -117,9 +117,9 @@ export async function strike(prepared: Prepared, place: Place, fault: Fault): Pr
 }
 
 async function struck(prepared: Prepared, place: Place, fault: Fault): Promise<boolean> {
-  const { server, run, log } = prepared;
+  const { server, run, log, together } = prepared;
   await using proxy = await startProxy(server.url);
-  const victim = startVictim({ url: proxy.url, run, log, budgetMs, strike: place });
+  const victim = startVictim({ url: proxy.url, run, log, budgetMs, together, strike: place });
   const end = ended(victim);
   const control = victim.stdio[3] as Duplex;
   control.on("error", () => {}); // it may be killed while it is being told

@@ -31,20 +31,21 @@ afterAll(async () => {
 
 describe("a message that kills its function", () => {
   it.concurrent.each([
-    ["by leaving", "exit", []],
-    ["by a loop that never ends", "loop", []],
-    ["by its memory", "memory", ["--max-old-space-size=64"]],
+    ["by leaving", "exit", [], 1],
+    ["by leaving, in a batch", "exit", [], 4],
+    ["by a loop that never ends", "loop", [], 1],
+    ["by its memory", "memory", ["--max-old-space-size=64"], 1],
   ] as const)(
     "%s, is dead-lettered alone, and its neighbours are handled",
     { timeout: 90_000 },
-    async (_, by, flags) => {
+    async (_, by, flags, together) => {
       const n = 7;
-      const prepared = await prepare(observed, `poison_${by}`, folder);
+      const prepared = await prepare(observed, `poison_${by}_${together}`, folder, { together });
       const { server, run, log } = prepared;
       await untilQuiet(prepared, async () => {
         const budgetMs = 2_000;
         const before = startsIn(prepared).get(n)?.length;
-        const victim = startVictim({ url: server.url, run, log, budgetMs, poison: { n, by } }, [...flags]);
+        const victim = startVictim({ url: server.url, run, log, budgetMs, together, poison: { n, by } }, [...flags]);
         const end = ended(victim);
         if (by === "loop") {
           const gone = () => victim.exitCode !== null;

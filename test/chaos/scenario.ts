@@ -1,6 +1,15 @@
 import { appendFileSync } from "node:fs";
 import * as z from "zod";
-import { createApp, defineConsumer, defineStream, fixed, RetryAfterError } from "../../src/index.ts";
+import {
+  type BatchResult,
+  createApp,
+  defineConsumer,
+  defineStream,
+  fixed,
+  type HandlerContext,
+  type Message,
+  RetryAfterError,
+} from "../../src/index.ts";
 
 /** What the handler of a message does. */
 export type Fate = "publishes" | "fails once" | "fails for good" | "times out once" | "succeeds" | "is parked";
@@ -35,13 +44,15 @@ export interface ScenarioOptions {
   readonly concurrency?: number;
   /** How often a handler is started. @default 3 */
   readonly attempts?: number;
+  /** How many messages a handler takes at once. @default 1 */
+  readonly together?: number;
   /** A message from whose handler nobody returns. */
   readonly poisonous?: { readonly n: number; readonly kill: () => unknown };
 }
 
 /** An app over streams that are named for one run of the harness. Each start of a handler is a line of the file `log`. */
 export function scenario(run: string, log: string, options: ScenarioOptions = {}) {
-  const { fate = fateOf, concurrency = 5, attempts = 3, poisonous } = options;
+  const { fate = fateOf, concurrency = 5, attempts = 3, together = 1, poisonous } = options;
   const jobs = defineStream(`JOBS_${run}`, { subjects: { [`jobs.${run}`]: Numbered }, retention: "workqueue" });
   const results = defineStream(`RESULTS_${run}`, { subjects: { [`results.${run}.*.*`]: Numbered } });
   const dead = defineStream(`DEAD_${run}`, { captures: [`dead.${run}`] });
@@ -53,7 +64,9 @@ export function scenario(run: string, log: string, options: ScenarioOptions = {}
     retry: { attempts, backoff: fixed(50) },
     deadLetter: `dead.${run}`,
   });
-  const app = createApp({ streams: [jobs, results, dead] }).on(worker, async ({ data: { n }, attempt }, context) => {
+  type Job = Pick<Message<string, { n: number }>, "data" | "attempt">;
+  type Context = Pick<HandlerContext<typeof results>, "publish">;
+  const handle = async ({ data: { n }, attempt }: Job, { publish }: Context) => {
     appendFileSync(log, `${n} ${attempt} ${process.pid}\n`);
     if (poisonous?.n === n) await poisonous.kill();
     await new Promise((resolve) => setTimeout(resolve, 5));
@@ -63,8 +76,27 @@ export function scenario(run: string, log: string, options: ScenarioOptions = {}
     if (destined === "times out once" && attempt === 1) await new Promise(() => {});
     if (destined === "is parked" && attempt === 1) throw new RetryAfterError("later", "5.1s");
     if (destined === "succeeds") return;
-    await context.publish(`results.${run}.${n}.first`, { n });
-    await context.publish(`results.${run}.${n}.second`, { n });
-  });
+    await publish(`results.${run}.${n}.first`, { n });
+    await publish(`results.${run}.${n}.second`, { n });
+  };
+  const empty = createApp({ streams: [jobs, results, dead] });
+  const app =
+    together === 1
+      ? empty.on(worker, handle)
+      : empty.handleBatch(
+          worker,
+          async (messages, { of }) => {
+            const failed: BatchResult["failed"][number][] = [];
+            const handling = messages.map((message) =>
+              handle(message, of(message)).catch((error: unknown) => {
+                if (fate(message.data.n) === "fails for good") throw error; // for all of them
+                failed.push({ sequence: message.sequence, error });
+              }),
+            );
+            await Promise.all(handling);
+            return { failed };
+          },
+          { size: together },
+        );
   return { app, jobs, results, dead, worker };
 }

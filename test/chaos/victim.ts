@@ -14,12 +14,14 @@ export interface Orders {
   readonly strike?: { readonly point: string; readonly phase: string; readonly nth: number };
   /** A message that kills the process, and how. */
   readonly poison?: { readonly n: number; readonly by: "exit" | "loop" | "memory" };
+  /** How many messages a handler takes at once. @default 1 */
+  readonly together?: number;
   /** One invocation after the other, until it is ended. */
   readonly soak?: boolean;
 }
 
 const control = 3; // a socket of the harness: what it writes there is waited for, with everything else standing still
-const { url, run, log, budgetMs, strike, poison, soak }: Orders = JSON.parse(process.argv[2] ?? "");
+const { url, run, log, budgetMs, strike, poison, together = 1, soak }: Orders = JSON.parse(process.argv[2] ?? "");
 const times = new Map<string, number>();
 
 crashPoints.reached = (what, phase) => {
@@ -43,7 +45,7 @@ const kills = {
 };
 const { app } = soak
   ? scenario(run, log, inSoak)
-  : scenario(run, log, { ...(poison && { poisonous: { n: poison.n, kill: kills[poison.by] } }) });
+  : scenario(run, log, { together, ...(poison && { poisonous: { n: poison.n, kill: kills[poison.by] } }) });
 
 async function once() {
   const { streams, bindings } = app;
