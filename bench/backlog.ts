@@ -16,7 +16,8 @@ export interface Backlog {
   cleared(): Promise<void>;
 }
 
-interface Options extends Pick<ConsumerOptions<string>, "batch" | "concurrency" | "confirm"> {
+interface Options
+  extends Pick<ConsumerOptions<string>, "batch" | "concurrency" | "confirm" | "idempotency" | "rateLimit" | "breaker"> {
   /** What becomes of a message that is settled. @default "workqueue" */
   retention?: "workqueue" | "limits";
   handler?(message: { data: unknown }): unknown;

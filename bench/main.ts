@@ -1,5 +1,7 @@
 // What `npm run bench` shows: Sortie beside the bare client and beside other queues, all of it measured in this run.
 import { parseArgs } from "node:util";
+import { fanOut } from "./fan-out.ts";
+import { limits } from "./limits.ts";
 import { linger } from "./linger.ts";
 import { memory } from "./memory.ts";
 import { queues } from "./queues.ts";
@@ -14,7 +16,9 @@ const sections: Record<string, (bench: Bench) => Promise<void>> = {
   linger,
   workerd,
   memory,
+  limits,
   queues,
+  "fan-out": fanOut,
 };
 const names = Object.keys(sections);
 const usage = `npm run bench -- [--quick] [--only <${names.join(" | ")}>]…`;

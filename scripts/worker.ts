@@ -17,18 +17,26 @@ export interface LocalWorker extends AsyncDisposable {
 /** Starts the bundle that `wrangler deploy --dry-run` made, configured by wrangler.toml with the given bindings on top. */
 export async function startWorker(options: {
   bindings: Record<string, string>;
+  /** The bundle itself. @default the sample's */
+  script?: string;
+  /** Queues that it sends to by a binding each, and takes one message at a time from. @default none */
+  queues?: Record<string, string>;
   /** @default a free one */
   port?: number;
   onLog?: (line: string) => void;
 }): Promise<LocalWorker> {
   const config = unstable_readConfig({ config: configPath });
   const { workerOptions } = unstable_getMiniflareWorkerOptions(config);
+  const { queues = {} } = options;
+  const oneByOne = { maxBatchSize: 1, maxBatchTimeout: 0 };
   const miniflare = new Miniflare({
     ...workerOptions,
     name: config.name ?? "worker",
     modules: true,
-    scriptPath,
+    ...(options.script === undefined ? { scriptPath } : { script: options.script }),
     bindings: { ...workerOptions.bindings, ...options.bindings },
+    queueProducers: queues,
+    queueConsumers: Object.fromEntries(Object.values(queues).map((queue) => [queue, oneByOne])),
     host: "127.0.0.1",
     port: options.port ?? 0,
     cf: false,

@@ -2,6 +2,7 @@ import { oneByOne } from "./consume/batch.ts";
 import type { BatchBinding, BatchHandler, BatchOptions, Binding, Handler } from "./consume/handler.ts";
 import type { ConsumerDefinition } from "./define/consumer.ts";
 import { assertCounts } from "./define/count.ts";
+import { type FanOut, type FanOutOptions, fanOutOf } from "./define/fan-out.ts";
 import type { StreamDefinition, Subjects } from "./define/stream.ts";
 import { covers } from "./define/subject.ts";
 import { SortieError } from "./errors.ts";
@@ -11,6 +12,8 @@ export interface App<Stream extends StreamDefinition = StreamDefinition> {
   readonly kind: "app";
   readonly streams: readonly Stream[];
   readonly bindings: readonly Binding[];
+  /** How far invocations go on in others, for `serve`'s `onMore`. */
+  readonly fanOut?: FanOut;
   /**
    * Gives a consumer its handler.
    * @throws SortieError `invalid-definition` for a consumer that has one already, whose stream is not the app's, whose dead
@@ -41,14 +44,18 @@ export interface App<Stream extends StreamDefinition = StreamDefinition> {
  */
 export function createApp<const Streams extends readonly StreamDefinition[]>({
   streams,
+  fanOut,
 }: {
   streams: Streams;
+  /** How far invocations that leave something to do go on in others, by `serve`'s `onMore`. @default not at all */
+  fanOut?: FanOutOptions;
 }): App<Streams[number]> {
   const bindings: Binding[] = [];
   const app: App<Streams[number]> = {
     kind: "app",
     streams,
     bindings,
+    ...(fanOut && { fanOut: fanOutOf(fanOut) }),
     on(consumer, handler) {
       return bind({ consumer, handler } as unknown as Binding); // what the filter lets through is what the handler takes
     },
@@ -86,6 +93,14 @@ export function createApp<const Streams extends readonly StreamDefinition[]>({
       throw new SortieError(
         "invalid-definition",
         `${what}: no stream of the app captures its dead letters at "${consumer.deadLetter}"; add one, such as defineStream("DEAD", { captures: ["dead.>"] })`,
+      );
+    }
+    const { stream: own, deadLetter } = consumer;
+    const fills = own.retention === "workqueue" && (own.maxMessages !== -1 || own.maxBytes !== -1);
+    if (fills && own.subjects.some((subject) => covers(subject, deadLetter))) {
+      throw new SortieError(
+        "invalid-definition",
+        `${what}: its dead letters go to its own stream, which takes nothing more when it is full: messages that fail would stay in it for ever. Let another stream capture "${deadLetter}", or leave maxMessages and maxBytes out`,
       );
     }
     const forgetful = streams.find(({ duplicateWindowMs }) => duplicateWindowMs <= consumer.ackWaitMs);

@@ -47,10 +47,16 @@ export class InvalidPayloadError extends SortieError {
   }
 }
 
-/** An error in a line, for logs and headers; it holds for whatever a handler may throw. */
+/** An error in a line, with its cause, for logs and headers; it holds for whatever a handler may throw. */
 export function textOf(error: unknown): string {
   try {
-    return error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+    if (error instanceof Error) {
+      const { name, message, cause } = error;
+      const more = cause instanceof Error && !(error instanceof SortieError) && !message.includes(cause.message);
+      return more ? `${name}: ${message} (${cause.name}: ${cause.message})` : `${name}: ${message}`;
+    }
+    if (error instanceof Response) return `HTTP ${error.status} ${error.statusText}`.trim();
+    return Object.prototype.toString.call(error) === "[object Object]" ? JSON.stringify(error) : String(error);
   } catch {
     return "something that cannot be shown as text";
   }

@@ -9,10 +9,12 @@ export type {
   PayloadFor,
   PublishableSubject,
 } from "./consume/handler.ts";
+export type { Place } from "./consume/places.ts";
 export type { ConsumerReport, InvocationEvent, InvocationReport } from "./consume/report.ts";
 export { NonRetriableError, RetryAfterError } from "./consume/settlement.ts";
 export { type DeadLetterReason, deadLetterHeaders } from "./dead-letter/story.ts";
 export { type ConsumerDefinition, type ConsumerOptions, defineConsumer } from "./define/consumer.ts";
+export type { FanOut, FanOutOptions } from "./define/fan-out.ts";
 export type { Message } from "./define/message.ts";
 export {
   type Backoff,

@@ -41,7 +41,15 @@ export function decode(subject: string, payload: Uint8Array): unknown {
 /** The schema's output for a value; a promise of it only where the schema answers with one. Throws `InvalidPayloadError` with the failing paths. */
 export function validate(subject: string, schema: Schema, value: unknown): unknown {
   const result = schema["~standard"].validate(value);
-  return "then" in result ? result.then((later) => outputOf(subject, later)) : outputOf(subject, result);
+  return isPromise(result)
+    ? Promise.resolve(result).then((later) => outputOf(subject, later))
+    : outputOf(subject, result);
+}
+
+/** Whether `await` would wait for it. */
+export function isPromise<T>(value: T): value is Extract<T, PromiseLike<unknown>> {
+  const may = (typeof value === "object" && value !== null) || typeof value === "function";
+  return may && "then" in value && typeof value.then === "function";
 }
 
 function outputOf(subject: string, result: StandardSchemaV1.Result<unknown>): unknown {

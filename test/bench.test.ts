@@ -17,6 +17,15 @@ it("npm run bench measures a section by itself, without colours where nobody see
   expect(stderr).toBe("");
 });
 
+it("npm run bench shows what fanning out brings", { timeout: 120_000 }, async () => {
+  const { stdout, stderr } = await bench("--quick", "--only", "fan-out");
+  for (const what of ["100,000 messages, a handler that does nothing", "3,000 messages, a handler that waits 10 ms"])
+    expect(stdout).toContain(what);
+  expect(stdout.match(/ {2}8 invocations +█* +[\d.]+×/g)).toHaveLength(2);
+  expect(stdout.match(/ {2}1 invocation +[\d.k]+ +1\.00× +[\d.k]+ … [\d.k]+/g)).toHaveLength(2);
+  expect(stderr).toBe("");
+});
+
 it("npm run bench says which sections there are", async () => {
   await expect(bench("--only", "everything")).rejects.toMatchObject({
     code: 1,

@@ -1,8 +1,10 @@
 import { execFileSync } from "node:child_process";
 import { existsSync, globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { beforeAll, describe, expect, it } from "vitest";
+import { beforeAll, describe, expect, it, vi } from "vitest";
 import manifest from "../package.json" with { type: "json" };
+import type { App } from "../src/app.ts";
+import { startSystem } from "./support/system.ts";
 
 const pages = ["README.md", "AGENTS.md", "CHANGELOG.md", ...globSync("docs/**/*.md")];
 const blocks = (page: string, language: string) =>
@@ -26,6 +28,22 @@ describe("the documentation", () => {
     const config = join(folder, "tsconfig.json");
     writeFileSync(config, JSON.stringify({ extends: "../../tsconfig.json", include: ["*.ts"] }));
     expect(() => execFileSync("tsc", ["-p", config], { encoding: "utf8" })).not.toThrow();
+  });
+
+  // each of these pages has one that is a whole app: it is applied, and handles a message of its own
+  it.each([
+    ["idempotency.md-0", "payments.due", { order: "1", cents: 100 }],
+    ["limits.md-0", "mails.send", { to: "a@example.com", tenant: "one" }],
+    ["continuation.md-1", "mails.send", { to: "a@example.com" }],
+  ])("docs/%s, a snippet, runs", async (snippet, subject, payload) => {
+    vi.stubGlobal("fetch", async () => new Response("fine"));
+    vi.spyOn(console, "log").mockReturnValue();
+    const { app }: { app: App } = await import(join(process.cwd(), folder, `docs-${snippet}.ts`));
+    await using system = await startSystem(app);
+    await system.publish(subject, payload);
+    expect((await system.invoke()).consumers).toMatchObject([{ pulled: 1, acked: 1, ended: "drained" }]);
+    vi.restoreAllMocks();
+    vi.unstubAllGlobals();
   });
 
   it.each(pages)("%s names only files that exist", (page) => {

@@ -1,23 +1,32 @@
 import type { Context } from "hono";
 import { handle, type LambdaContext } from "hono/aws-lambda";
 import type { App } from "../app.ts";
-import { invoke, type Linger } from "../consume/invocation.ts";
+import { assertFanOut, type OnMore } from "../consume/continuation.ts";
+import { invoke, type Linger, lingerMs } from "../consume/invocation.ts";
 import type { InvocationReport } from "../consume/report.ts";
 import { createHttp } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
-import { connectWith, logJson, reported } from "./settings.ts";
+import { connectWith, logJson, placeIn, reported, reportedOnce } from "./settings.ts";
 
 export interface ServeOptions {
+  /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
+  concurrency?: number;
   /** What `pull` does when nothing is left: Lambda bills the time that it waits. @default "drain" */
   linger?: Linger;
+  /**
+   * Called at the end of a `pull` that leaves something to do: starts another one for each of `places`, once, with the place
+   * as its event. How many there are is decided from what is left, within the app's `fanOut`. What it answers is waited for,
+   * for a tenth of the time and a second at most; what it throws is in the report. @default nobody goes on before the next tick
+   */
+  onMore?: OnMore;
 }
 
 /** The handlers of Lambda functions, one function each. */
 export interface LambdaHandlers {
   /** The HTTP surface, for a function URL, API Gateway or a load balancer. */
   http: ReturnType<typeof handle>;
-  /** One invocation over all consumers, for a schedule. */
+  /** One invocation over all consumers, for a schedule, or for `onMore` with a place as its event. */
   pull(event: unknown, context: Pick<LambdaContext, "getRemainingTimeInMillis">): Promise<InvocationReport>;
   /** One scheduler invocation, for a schedule. */
   release(event: unknown, context: Pick<LambdaContext, "getRemainingTimeInMillis">): Promise<ReleaseReport>;
@@ -27,11 +36,14 @@ const runtimeMs = 250; // for the runtime to take the answer before it ends the 
 
 /**
  * Serves an app as AWS Lambda functions; settings come from the environment.
+ * @throws SortieError `invalid-option` for `onMore` where the app has no `fanOut`.
  * @example
  * export const { http, pull, release } = serve(app);
  */
-export function serve(app: App, { linger }: ServeOptions = {}): LambdaHandlers {
-  const { streams, bindings } = app;
+export function serve(app: App, { linger, concurrency = Infinity, onMore }: ServeOptions = {}): LambdaHandlers {
+  const { streams, bindings, fanOut } = app;
+  if (linger !== undefined) lingerMs(linger); // a malformed one is to be known at the deploy
+  assertFanOut(fanOut, onMore);
   const connect = (ms: number) => connectWith(process.env, ms);
   const remaining = (context: Pick<LambdaContext, "getRemainingTimeInMillis">) =>
     context.getRemainingTimeInMillis() - runtimeMs;
@@ -42,16 +54,21 @@ export function serve(app: App, { linger }: ServeOptions = {}): LambdaHandlers {
   });
   return {
     http: handle(http),
-    async pull(_event, context) {
-      return reported(
+    async pull(event, context) {
+      const place = placeIn(event);
+      return (place ? reportedOnce : reported)(
         invoke({
           streams,
           bindings,
           connect,
           deadline: Date.now() + remaining(context),
+          concurrency,
           host: process.env.AWS_LAMBDA_LOG_STREAM_NAME ?? "aws-lambda",
           log: logJson,
-          ...(linger !== undefined && { linger }),
+          onMore,
+          fanOut,
+          place,
+          ...(linger !== undefined && !place && { linger }), // who goes on for others waits for nothing,
         }),
       );
     },

@@ -1,11 +1,20 @@
-import type { ExecutionContext } from "hono";
+import type { Context, ExecutionContext } from "hono";
 import type { App } from "../app.ts";
-import { invoke, type Linger } from "../consume/invocation.ts";
+import { assertFanOut } from "../consume/continuation.ts";
+import type { Binding } from "../consume/handler.ts";
+import { type InvocationOptions, invoke, type Linger, lingerMs } from "../consume/invocation.ts";
+import type { Place } from "../consume/places.ts";
+import type { InvocationReport } from "../consume/report.ts";
+import { covers } from "../define/subject.ts";
 import { type Duration, toMs } from "../duration.ts";
+import { textOf } from "../errors.ts";
 import { createHttp } from "../http/http.ts";
-import { connectWith, logJson, reported, type Settings } from "./settings.ts";
+import { createKicks } from "./kick.ts";
+import { connectWith, logJson, placeIn, reported, reportedOnce, type Settings } from "./settings.ts";
 
-export interface ServeOptions {
+export interface ServeOptions<Env extends Settings = Settings> {
+  /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
+  concurrency?: number;
   /**
    * The time that one cron invocation may take; Workers end it after 15 minutes. @default "50s"; with `linger:
    * "until-budget"` "65s", so that under a cron of every minute the next one is there before this one leaves
@@ -13,36 +22,93 @@ export interface ServeOptions {
   budget?: Duration;
   /** What an invocation does when nothing is left: Workers do not bill the time that it waits. @default "drain" */
   linger?: Linger;
+  /**
+   * After a publish over HTTP, its consumers run once in the afterlife of that request, for as long as Workers let it go on
+   * (30 seconds): cron triggers are only the safety net then. The answer does not wait for it, nor fail with it. One kick
+   * is under way in an isolate; what is published meanwhile is covered by one more after it. @default false
+   */
+  kick?: boolean;
+  /**
+   * Called at the end of an invocation that leaves something to do: starts another one for each of `places`, once, by
+   * sending each to a queue whose consumer is this Worker. How many there are is decided from what is left, within the app's
+   * `fanOut`. What it answers is waited for, for a tenth of the time and a second at most; what it throws is in the report.
+   * @default nobody goes on before the next tick
+   */
+  onMore?(places: readonly Place[], env: Env, report: InvocationReport): unknown;
 }
+
+const host = "cloudflare-workers";
+
+/** Workers end what is left of a request 30 seconds after its answer, at the earliest after it came; less time to be over by then. */
+const afterlifeMs = 28_000;
 
 /** The handlers of a Worker, for `export default`. */
 export interface WorkerHandlers {
   fetch(request: Request, env: Settings, ctx: ExecutionContext): Promise<Response>;
   scheduled(controller: { cron: string; scheduledTime: number }, env: Settings, ctx: ExecutionContext): Promise<void>;
+  /** Goes on with what other invocations left: each message's body is a place of `onMore`. */
+  queue(batch: { readonly messages: readonly { readonly body: unknown }[] }, env: Settings): Promise<void>;
 }
 
 /**
  * Serves an app as a Cloudflare Worker: `fetch` is its HTTP surface, and each cron trigger runs its consumers once.
  * Connections are never shared between requests, which workerd does not allow.
+ * @throws SortieError `invalid-option` for `onMore` where the app has no `fanOut`.
  * @example
  * export default serve(app);
  */
-export function serve(app: App, { linger = "drain", ...options }: ServeOptions = {}): WorkerHandlers {
+export function serve<Env extends Settings = Settings>(
+  app: App,
+  { linger = "drain", concurrency = Infinity, kick = false, onMore, ...options }: ServeOptions<Env> = {},
+): WorkerHandlers {
   const { budget = linger === "until-budget" ? "65s" : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
+  lingerMs(linger); // a malformed one is to be known at the deploy
+  const { streams, bindings, fanOut } = app;
+  assertFanOut(fanOut, onMore);
+  const open = openUpgraded;
+  const kicks = createKicks<Binding>((error) => logJson({ event: "kick-failed", error: textOf(error) }));
   const http = createHttp(app, {
-    connect: (c, ms) => connectWith(c.env as Settings, ms, openUpgraded),
+    connect: (c, ms) => connectWith(c.env as Settings, ms, { open }),
     publishToken: (c) => (c.env as Settings).SORTIE_PUBLISH_TOKEN,
+    ...(kick && { onPublished }),
   });
+
+  function onPublished(c: Context, subject: string, began: number): void {
+    const wanted = bindings.filter(({ consumer }) => consumer.filters.some((filter) => covers(filter, subject)));
+    const deadline = began + afterlifeMs;
+    const run = (due: readonly Binding[]) =>
+      reported(invokeIn(c.env as Env, { bindings: due, deadline }, "sortie-kick"));
+    c.executionCtx.waitUntil(kicks.kick(wanted, deadline, run));
+  }
+
+  function invokeIn(
+    env: Env,
+    how: Pick<InvocationOptions, "deadline"> & Partial<InvocationOptions>,
+    name?: string,
+  ): Promise<InvocationReport> {
+    return invoke({
+      streams,
+      bindings,
+      connect: (ms) => connectWith(env, ms, { open, ...(name && { name }) }),
+      concurrency,
+      host,
+      fanOut,
+      onMore: onMore && ((places, report) => onMore(places, env, report)),
+      log: logJson,
+      ...how,
+    });
+  }
+
   return {
     fetch: async (request, env, ctx) => http.fetch(request, env, ctx),
     async scheduled(_controller, env) {
-      const { streams, bindings } = app;
-      const connect = (ms: number) => connectWith(env, ms, openUpgraded);
-      const deadline = Date.now() + budgetMs;
-      await reported(
-        invoke({ streams, bindings, connect, deadline, linger, host: "cloudflare-workers", log: logJson }),
-      );
+      await reported(invokeIn(env as Env, { deadline: Date.now() + budgetMs, linger }));
+    },
+    async queue({ messages }, env) {
+      const places = messages.flatMap(({ body }) => placeIn(body) ?? []);
+      const goOn = (place: Place) => invokeIn(env as Env, { deadline: Date.now() + budgetMs, place });
+      await Promise.all(places.map((place) => reportedOnce(goOn(place))));
     },
   };
 }

@@ -1,3 +1,4 @@
+import type { Place } from "../consume/places.ts";
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
 import { SortieError, textOf } from "../errors.ts";
 import { type Connection, connect, type OpenSocket } from "../nats/connection.ts";
@@ -18,7 +19,7 @@ export interface Settings {
 export function connectWith(
   { NATS_URL, NATS_CREDS, NATS_TOKEN }: Settings,
   ms: number,
-  open?: OpenSocket,
+  how: { open?: OpenSocket; name?: string } = {},
 ): Promise<Connection> {
   if (!NATS_URL) {
     throw new SortieError(
@@ -26,7 +27,7 @@ export function connectWith(
       "NATS_URL is not set: expected the WebSocket URL of the server, such as wss://nats.example.com:443",
     );
   }
-  return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN, open }, ms);
+  return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN, ...how }, ms);
 }
 
 /** One line of JSON, which both platforms' logs take apart. */
@@ -45,7 +46,7 @@ export async function reported(invocation: Promise<InvocationReport>): Promise<I
     throw error;
   });
   const eventful = ({ pulled, ended }: ConsumerReport) => pulled > 0 || ended !== "drained";
-  if (report.consumers.some(eventful)) logJson({ event: "invocation", ...report });
+  if (report.consumers.some(eventful) || report.continued?.error) logJson({ event: "invocation", ...report });
   const failed = report.consumers.flatMap(({ error, stream, consumer, unconfirmed }) => [
     ...(error ? [error] : []),
     ...(unconfirmed > 0
@@ -56,4 +57,20 @@ export async function reported(invocation: Promise<InvocationReport>): Promise<I
   ]);
   if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;
+}
+
+/** The place in what an invocation is started with; undefined for anything else, such as a schedule's event. */
+export function placeIn(event: unknown): Place | undefined {
+  if (typeof event !== "object" || event === null || !("id" in event) || !("until" in event)) return undefined;
+  const { id, until } = event;
+  return typeof id === "string" && typeof until === "number" ? { id, until } : undefined;
+}
+
+/**
+ * As `reported`, for an invocation that another one asked for: what failed is in the log, and not told to the platform,
+ * which would start it again with a place that is given back.
+ */
+export async function reportedOnce(invocation: Promise<InvocationReport>): Promise<InvocationReport> {
+  const report = reported(invocation);
+  return report.catch(() => invocation).catch(() => ({ ms: 0, consumers: [] }));
 }

@@ -1,5 +1,6 @@
 import type { App } from "../app.ts";
 import type { ConsumerDefinition } from "../define/consumer.ts";
+import type { FanOut } from "../define/fan-out.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Definitions } from "../provision/apply.ts";
@@ -8,6 +9,7 @@ import type { Definitions } from "../provision/apply.ts";
 export function collect(file: string, exports: Record<string, unknown>): Definitions {
   const streams = new Map<string, StreamDefinition>();
   const consumers = new Map<string, ConsumerDefinition>();
+  let fanOut: FanOut | undefined; // of one app or another: what it takes on the server is the same
   const addStream = (stream: StreamDefinition) => streams.set(stream.name, stream);
   const addConsumer = (consumer: ConsumerDefinition) => {
     addStream(consumer.stream);
@@ -20,6 +22,7 @@ export function collect(file: string, exports: Record<string, unknown>): Definit
     if (exported.kind === "app") {
       exported.streams.forEach(addStream);
       for (const { consumer } of exported.bindings) addConsumer(consumer);
+      fanOut ??= exported.fanOut;
     }
   }
   if (streams.size === 0) {
@@ -28,7 +31,7 @@ export function collect(file: string, exports: Record<string, unknown>): Definit
       `${file} exports ${Object.keys(exports).join(", ") || "nothing"}; expected an app (createApp), streams (defineStream) or consumers (defineConsumer)`,
     );
   }
-  return { streams: [...streams.values()], consumers: [...consumers.values()] };
+  return { streams: [...streams.values()], consumers: [...consumers.values()], fanOut };
 }
 
 function isDefinition(exported: unknown): exported is App | StreamDefinition | ConsumerDefinition {

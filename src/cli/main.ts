@@ -1,46 +1,65 @@
 #!/usr/bin/env node
-import { resolve } from "node:path";
 import { Command } from "commander";
-import { createJiti } from "jiti";
-import { SortieError, textOf } from "../errors.ts";
-import { assertLoggedIn, connect, disconnect } from "../nats/connection.ts";
+import { type BreakerStatus, readBreaker, resetBreaker, tripBreaker } from "../consume/breaker-control.ts";
+import { type Duration, toMs } from "../duration.ts";
+import { SortieError } from "../errors.ts";
 import { type Applied, apply } from "../provision/apply.ts";
-import { collect } from "./definitions.ts";
+import { session } from "./session.ts";
 
 const program = new Command("sortie").description("NATS JetStream for functions that don't stay up");
+const moduleArgument = "the file that exports the app, or its definitions (TypeScript or JavaScript)";
+const serverOption = ["--server <url>", "the server's WebSocket URL; login by NATS_CREDS or NATS_TOKEN"] as const;
 
 program
   .command("apply")
   .description("create or update the streams and consumers of an app on the server")
-  .argument("<module>", "the file that exports the app, or its definitions (TypeScript or JavaScript)")
-  .option("--server <url>", "the server's WebSocket URL; login by NATS_CREDS or NATS_TOKEN", process.env.NATS_URL)
-  .action(async (file: string, { server }: { server?: string }) => {
-    if (!server) throw new SortieError("invalid-option", "Which server? Set NATS_URL or pass --server wss://…");
-    const definitions = collect(
-      file,
-      await createJiti(import.meta.url, { fsCache: false }).import<Record<string, unknown>>(resolve(file)),
-    );
-    const { NATS_CREDS: creds, NATS_TOKEN: token } = process.env;
-    const connection = await connect({ url: server, creds, token, name: "sortie apply" }, 10_000);
-    try {
-      await apply(connection, definitions, (applied) => console.log(lineOf(applied))).catch((error: unknown) => {
-        throw error instanceof SortieError
-          ? error
-          : new SortieError("connection-lost", `Stopped by the server or the network: ${textOf(error)}`, {
-              cause: error,
-            });
-      });
-    } catch (error) {
-      await assertLoggedIn(connection);
-      throw error;
-    } finally {
-      disconnect(connection);
-    }
-  });
+  .argument("<module>", moduleArgument)
+  .option(...serverOption, process.env.NATS_URL)
+  .action((file: string, options: { server?: string }) =>
+    session("apply", file, options, async (connection, definitions) => {
+      await apply(connection, definitions, (applied) => console.log(lineOf(applied)));
+    }),
+  );
+
+program
+  .command("breaker")
+  .description("look at the circuit breaker of a consumer, open it or close it")
+  .argument("<module>", moduleArgument)
+  .argument("<consumer>", "its name, or stream/name where several streams have one of that name")
+  .option("--trip <duration>", 'open it for so long, such as "10m": no handler is started meanwhile')
+  .option("--reset", "close it, whatever has failed")
+  .option(...serverOption, process.env.NATS_URL)
+  .action((file: string, name: string, options: { server?: string; trip?: string; reset?: boolean }) =>
+    session("breaker", file, options, async (connection, { consumers }) => {
+      const named = consumers.filter((one) => one.name === name || `${one.stream.name}/${one.name}` === name);
+      const [consumer, another] = named;
+      if (!consumer || another || (options.trip && options.reset)) {
+        const known = consumers.map((one) => `${one.stream.name}/${one.name}`).join(", ");
+        const wrong =
+          consumer && !another
+            ? "either --trip or --reset, got both"
+            : `one consumer of ${file} (${known}), got "${name}"`;
+        throw new SortieError("invalid-option", `Expected ${wrong}`);
+      }
+      const status = options.trip
+        ? tripBreaker(connection, consumer, toMs(options.trip as Duration, "--trip"))
+        : options.reset
+          ? resetBreaker(connection, consumer)
+          : readBreaker(connection, consumer);
+      console.log(sentenceOf(await status));
+    }),
+  );
 
 function lineOf({ kind, name, action, changes }: Applied): string {
   const word = { create: "created", update: "updated", none: "unchanged" }[action];
   return `${word.padEnd(9)}  ${kind.padEnd(8)}  ${name}${changes.map((change) => `\n             ${change}`).join("")}`;
+}
+
+function sentenceOf(status: BreakerStatus): string {
+  if (status.state === "closed") return "closed";
+  const [since, until] = [status.since, status.until].map((date) => date.toISOString());
+  if (status.state === "half-open") return `half-open: one message is being tried, until ${until}`;
+  return `open since ${since}, one message is tried after ${until}: ${status.reason}`;
 }
 
 try {

@@ -2,14 +2,15 @@ import type { Start } from "../dead-letter/story.ts";
 import type { Message } from "../define/message.ts";
 import { textOf } from "../errors.ts";
 import type { Delivery } from "../nats/delivery.ts";
-import { pause, within } from "../nats/within.ts";
+import { within } from "../nats/within.ts";
+import { isPromise } from "../schema.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Clock } from "./clock.ts";
 import type { Binding } from "./handler.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
 import { read, unreadable } from "./message.ts";
 import { Outbox } from "./outbox.ts";
-import { decideFailure, type InPlace, type Settlement } from "./settlement.ts";
+import { decideFailure, type Settlement } from "./settlement.ts";
 
 /** How a delivery is to leave, and why. */
 export interface Outcome {
@@ -19,10 +20,19 @@ export interface Outcome {
   readonly attempts: Attempts;
 }
 
-/** A message is to be started once more in place. */
+/** The handler is to be started once more within this invocation. */
 export interface Again {
-  readonly again: InPlace;
-  readonly attempts: Attempts;
+  readonly inPlaceMs: number;
+  /** How it leaves where that cannot be. */
+  readonly otherwise: Outcome;
+}
+
+/** Which start this is, beside what is known of those before. */
+export interface StartOptions {
+  /** How many starts were just before, in place. @default 0 */
+  readonly inPlace?: number;
+  /** When it was written down, in epoch milliseconds. @default now */
+  readonly at?: number | undefined;
 }
 
 /** One start of a handler. */
@@ -40,43 +50,52 @@ export interface Try {
 }
 
 /**
- * Reads a delivery, runs its handler, more than once where the policy says so, and decides how the delivery leaves.
- * `before` is what is known of earlier attempts. Never throws; answers at once where schema and handler do.
+ * Reads a delivery, runs its handler, and decides how the delivery leaves. `before` is what is known of earlier attempts.
+ * Never throws; answers at once where schema and handler do.
  */
 export function attempt(
   binding: Binding,
   delivery: Delivery,
   before: Attempts,
   shared: Circumstances,
-  inPlace = 0,
-): Outcome | Promise<Outcome> {
+  { inPlace = 0, at = shared.clock.now() }: StartOptions = {},
+): Outcome | Again | Promise<Outcome | Again> {
   const { clock } = shared;
   const { consumer } = binding;
-  const one: Try = { binding, delivery, shared, before, inPlace, at: clock.now() };
+  const one: Try = { binding, delivery, shared, before, inPlace, at };
   try {
     const reading = read(delivery, consumer, before.started + 1);
-    const handling = isPromise(reading)
-      ? clock.handling(`the schema of consumer "${consumer.name}"`, reading).then((message) => handle(one, message))
-      : handle(one, reading);
-    if (handling === undefined) return succeeded(one);
-    return handling.then(
-      () => succeeded(one),
-      (error: unknown) => failed(one, error),
-    );
+    if (isPromise(reading)) {
+      const what = `the schema of consumer "${consumer.name}"`;
+      return clock
+        .handling(what, reading)
+        .then((message) => (clock.signal.aborted ? notStarted(before) : ended(one, handle(one, message))))
+        .catch((error: unknown) => failed(one, error));
+    }
+    return ended(one, handle(one, reading));
   } catch (error) {
     return failed(one, error);
   }
 }
 
+function ended(one: Try, handling: Promise<void> | undefined): Outcome | Promise<Outcome | Again> {
+  if (handling === undefined) return succeeded(one);
+  return handling.then(
+    () => succeeded(one),
+    (error: unknown) => failed(one, error),
+  );
+}
+
 /** What comes of a message for which `error` was thrown by what belongs to its handler, before that was started. */
-export async function failedBefore(
+export function failedBefore(
   binding: Binding,
   delivery: Delivery,
   before: Attempts,
   shared: Circumstances,
   error: unknown,
-): Promise<Outcome> {
-  return failed({ binding, delivery, shared, before, inPlace: Infinity, at: shared.clock.now() }, error);
+): Outcome {
+  const decided = failed({ binding, delivery, shared, before, inPlace: Infinity, at: shared.clock.now() }, error);
+  return "inPlaceMs" in decided ? decided.otherwise : decided;
 }
 
 function handle(one: Try, message: Message): Promise<void> | undefined {
@@ -115,21 +134,9 @@ export function succeeded({ before }: Pick<Try, "before">): Outcome {
   return before === noAttempts.attempts ? firstSucceeded : { settlement: acknowledged, attempts: before };
 }
 
-function failed(one: Try, error: unknown): Outcome | Promise<Outcome> {
-  const { binding, delivery, shared, inPlace } = one;
-  const decided = decide(one, error);
-  if (!("again" in decided)) return decided;
-  const { again, attempts } = decided;
-  return untilAgain(again.delayMs).then(() => attempt(binding, delivery, attempts, shared, inPlace + 1));
-}
-
-export function untilAgain(ms: number): Promise<void> {
-  return pause(ms, "waiting to start a handler once more in place");
-}
-
-/** Decides what becomes of a start that failed. */
-export function decide(one: Try, error: unknown): Outcome | Again {
-  const { binding, before, inPlace, at, shared } = one;
+/** Decides what becomes of a message whose start failed. */
+export function failed(one: Try, error: unknown): Outcome | Again {
+  const { binding, delivery: _, shared, before, inPlace, at } = one;
   const { clock, host } = shared;
   const reason = one.message === undefined ? unreadable(error) : undefined;
   if (reason) return { settlement: { kind: "dead-letter", reason }, error, attempts: before };
@@ -138,7 +145,9 @@ export function decide(one: Try, error: unknown): Outcome | Again {
   const leftMs = clock.budget.stopAt - now;
   const failure = { error, attempt: attempts.started, inPlace, leftMs, now, chance: Math.random() };
   const decided = decideFailure(failure, binding.consumer.retry);
-  return decided.kind === "in-place" ? { again: decided, attempts } : { settlement: decided, error, attempts };
+  if (decided.kind !== "in-place") return { settlement: decided, error, attempts };
+  const otherwise = decideFailure({ ...failure, inPlace: Infinity }, binding.consumer.retry) as Settlement;
+  return { inPlaceMs: decided.delayMs, otherwise: { settlement: otherwise, error, attempts } };
 }
 
 const acknowledged: Settlement = { kind: "ack" };
@@ -149,11 +158,11 @@ export function isAcknowledged({ settlement }: Outcome): boolean {
   return settlement === acknowledged;
 }
 
-/** The attempts with one more start, which has ended. */
-export function withStart({ started, starts }: Attempts, start: Start): Attempts {
-  return { started: started + 1, starts: [...starts, start] };
+export function notStarted(attempts: Attempts): Outcome {
+  return { settlement: { kind: "return" }, attempts };
 }
 
-export function isPromise<T>(value: T): value is Extract<T, PromiseLike<unknown>> {
-  return typeof value === "object" && value !== null && "then" in value && typeof value.then === "function";
+/** The attempts with one more start, which has ended. */
+export function withStart({ open: _, apart: _was, ...before }: Attempts, start: Start): Attempts {
+  return { ...before, started: before.started + 1, starts: [...before.starts, start] };
 }

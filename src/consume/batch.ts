@@ -1,6 +1,6 @@
 import type { Message } from "../define/message.ts";
 import { SortieError, textOf } from "../errors.ts";
-import { isPromise } from "./attempt.ts";
+import { isPromise } from "../schema.ts";
 import type { BatchBinding, Binding, HandlerContext } from "./handler.ts";
 
 /** What a handler of batches reports: the messages that failed, by their sequence, each with its error. */

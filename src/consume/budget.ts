@@ -17,20 +17,34 @@ export function connectMs(now: number, deadline: number): number {
 
 /**
  * Shares out an invocation's time. The margin at its end is for the server's word on what is published, written down and
- * settled: a few round trips, as long as the slowest one that this invocation has seen (`slowestMs`) and as many again; a
- * fifth of the time (three seconds at most) as long as nothing is known. Before it, handlers have a moment to heed their signal.
+ * settled: a few round trips of `roundTripMs`, and as many again; a fifth of the time as long as nothing is known; three
+ * seconds at most. Before it, handlers have a moment to heed their signal.
  */
-export function planBudget(started: number, deadline: number, slowestMs?: number): Budget {
+export function planBudget(started: number, deadline: number, roundTripMs?: number): Budget {
   const total = Math.max(0, deadline - started);
-  const margin =
-    slowestMs === undefined
-      ? Math.min(total / 5, 3_000)
-      : Math.min(total / 2, Math.min(total / 5, 500) + 8 * slowestMs);
+  const learnt = roundTripMs === undefined ? Infinity : Math.min(total / 5, 500) + 8 * roundTripMs;
+  const margin = Math.min(roundTripMs === undefined ? total / 5 : total / 2, 3_000, learnt);
   const grace = Math.min(total / 20, 1_000);
   return {
     stopAt: deadline - margin - grace,
     abandonAt: deadline - margin,
     publishBy: deadline - margin * 0.6,
     settleBy: deadline - margin * 0.1,
+  };
+}
+
+/** How long round trips take, as TCP estimates it (RFC 6298): one that was slow is forgotten after a while. */
+export interface RoundTrips {
+  readonly smoothedMs: number;
+  readonly variationMs: number;
+}
+
+/** The estimate with one more round trip. */
+export function learnt(known: RoundTrips | undefined, ms: number): RoundTrips {
+  if (!known) return { smoothedMs: ms, variationMs: ms / 2 };
+  const { smoothedMs, variationMs } = known;
+  return {
+    smoothedMs: smoothedMs + (ms - smoothedMs) / 8,
+    variationMs: variationMs + (Math.abs(ms - smoothedMs) - variationMs) / 4,
   };
 }

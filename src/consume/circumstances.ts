@@ -1,6 +1,7 @@
 import type { StreamDefinition } from "../define/stream.ts";
 import type { Connection } from "../nats/connection.ts";
 import type { Clock } from "./clock.ts";
+import type { Progress } from "./fan-out.ts";
 import type { Gate } from "./gate.ts";
 import type { Ledger } from "./ledger.ts";
 import type { InvocationEvent } from "./report.ts";
@@ -15,5 +16,7 @@ export interface Circumstances {
   readonly host: string;
   /** How long to wait for more when nothing is left to pull; Infinity for as long as there is time. */
   readonly lingerMs: number;
+  /** Told what is left of each consumer, for which the server is asked. */
+  readonly left?: ((progress: Progress) => void) | undefined;
   log(event: InvocationEvent): void;
 }

@@ -1,12 +1,12 @@
 import { keySubject, keysStream } from "../define/own.ts";
-import { SortieError, textOf } from "../errors.ts";
+import { textOf } from "../errors.ts";
 import { isConflict, recordsIn } from "../nats/records.ts";
 import { failedBefore, type Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
+import { keyFor } from "./key.ts";
 import type { Attempts } from "./ledger.ts";
-import { read } from "./message.ts";
 import type { Settlement } from "./settlement.ts";
 
 /** Sees to it that of messages with the same key one is handled. */
@@ -39,27 +39,10 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
   const records = recordsIn<Key>(connection, keysStream, "the keys that were handled");
   const leftMs = () => Math.max(1, clock.budget.publishBy - now());
 
-  async function subjectFor({ delivery }: Held): Promise<string> {
-    const message = await read(delivery, consumer, 1);
-    const named = key(message);
-    const bytes = typeof named === "string" ? new TextEncoder().encode(named) : [];
-    if (bytes.length < 1 || bytes.length > 500) {
-      const got = typeof named === "string" ? `one of ${bytes.length}` : typeof named;
-      throw new SortieError(
-        "invalid-option",
-        `Consumer "${consumer.name}": expected idempotency.key to answer a string of 1 to 500 bytes, got ${got} for message ${delivery.sequence}`,
-      );
-    }
-    return keySubject(
-      consumer,
-      btoa(String.fromCharCode(...bytes)).replace(/[+/=]/g, (char) => safe[char] ?? ""),
-    );
-  }
-
   async function claim(one: Held, attempts: Attempts): Promise<Outcome | undefined> {
     let subject: string;
     try {
-      subject = await subjectFor(one);
+      subject = keySubject(consumer, await keyFor(consumer, "idempotency", key, one.delivery));
     } catch (error) {
       return failedBefore(binding, one.delivery, attempts, shared, error);
     }
@@ -100,5 +83,3 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
     },
   };
 }
-
-const safe: Record<string, string> = { "+": "-", "/": "_" };

@@ -1,6 +1,6 @@
 import { SortieError } from "../errors.ts";
 import { point } from "../nats/within.ts";
-import { type Budget, planBudget } from "./budget.ts";
+import { type Budget, learnt, planBudget, type RoundTrips } from "./budget.ts";
 
 /** An invocation's time, as it learns how long round trips take. */
 export interface Clock {
@@ -10,8 +10,8 @@ export interface Clock {
   readonly signal: AbortSignal;
   /** Milliseconds until it does. */
   readonly remaining: () => number;
-  /** The slowest round trip so far, in milliseconds. */
-  readonly slowestMs: number;
+  /** How long a round trip may take, in milliseconds, by those so far; 0 as long as nothing is known. */
+  readonly roundTripMs: number;
   /** Takes note of how long a round trip took. */
   learn(ms: number): void;
   /**
@@ -28,7 +28,8 @@ export function startClock(deadline: number, now: () => number): Clock {
   const started = now();
   const stop = new AbortController();
   const handled = new Set<() => void>();
-  let slowestMs: number | undefined;
+  let known: RoundTrips | undefined;
+  let roundTripMs = 0;
   let budget = planBudget(started, deadline);
   let timer: ReturnType<typeof setTimeout> | undefined;
   arm();
@@ -50,13 +51,16 @@ export function startClock(deadline: number, now: () => number): Clock {
     },
     signal: stop.signal,
     remaining: () => Math.max(0, budget.stopAt - now()),
-    get slowestMs() {
-      return slowestMs ?? 0;
+    get roundTripMs() {
+      return roundTripMs;
     },
     learn(ms) {
-      if (slowestMs !== undefined && ms <= slowestMs) return;
-      slowestMs = ms;
-      budget = planBudget(started, deadline, slowestMs);
+      known = learnt(known, ms);
+      const { smoothedMs, variationMs } = known;
+      const estimate = smoothedMs + 4 * variationMs;
+      if (Math.abs(estimate - roundTripMs) < 1 && roundTripMs > 0) return; // not worth a timer
+      roundTripMs = estimate;
+      budget = planBudget(started, deadline, roundTripMs);
       arm();
     },
     handling(what, promise) {

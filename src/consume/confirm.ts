@@ -1,6 +1,9 @@
 import type { Connection } from "../nats/connection.ts";
+import { consumerInfo } from "../nats/consumer-info.ts";
+import { consumerOf } from "../nats/delivery.ts";
 import { untilLed } from "../nats/leader.ts";
 import { within } from "../nats/within.ts";
+import type { Clock } from "./clock.ts";
 
 export const ACK = new TextEncoder().encode("+ACK");
 export const TERM = new TextEncoder().encode("+TERM");
@@ -17,10 +20,12 @@ export interface Confirmation {
 const patienceMs = 5_000;
 
 /** Each settlement is answered by itself. */
-export function confirmEach(connection: Connection, now: () => number): Confirmation {
+export function confirmEach(connection: Connection, clock: Clock): Confirmation {
   return {
     settle: (ackSubject, settlement, by) =>
-      untilLed({ ms: patience(by - now()) }, (ms) => answered(connection, ackSubject, settlement, ms)),
+      untilLed(asking(connection, ackSubject, by - clock.now()), (ms) =>
+        answered(connection, clock, ackSubject, settlement, ms),
+      ),
     hurry() {},
   };
 }
@@ -39,7 +44,7 @@ interface Group {
  * comes over one connection in order, in a cluster as well. While an answer is awaited the next ones gather, as long as
  * something is going on (`busy`) that more may come of. Those that leave together share one promise.
  */
-export function confirmTogether(connection: Connection, now: () => number, busy: () => boolean): Confirmation {
+export function confirmTogether(connection: Connection, clock: Clock, busy: () => boolean): Confirmation {
   let gathering: Group | undefined;
   let awaited = 0;
 
@@ -56,10 +61,12 @@ export function confirmTogether(connection: Connection, now: () => number, busy:
       // an acknowledgement is what a cluster agrees on before it answers: one of them goes last
       const lastAt = settlements.findLastIndex(({ settlement }) => settlement === ACK || settlement === TERM);
       const [last] = settlements.splice(lastAt, 1); // the very last one where none is
-      await untilLed({ ms: patience(by - now()) }, async (ms) => {
-        for (const { ackSubject, settlement } of settlements) connection.publish(ackSubject, settlement);
-        if (last) await answered(connection, last.ackSubject, last.settlement, ms);
-      });
+      if (last) {
+        await untilLed(asking(connection, last.ackSubject, by - clock.now()), async (ms) => {
+          for (const { ackSubject, settlement } of settlements) connection.publish(ackSubject, settlement);
+          await answered(connection, clock, last.ackSubject, last.settlement, ms);
+        });
+      }
       told();
     } catch (error) {
       failed(error);
@@ -84,11 +91,26 @@ export function confirmTogether(connection: Connection, now: () => number, busy:
   };
 }
 
-function patience(ms: number): number {
-  return Math.max(1, Math.min(patienceMs, ms));
+/** Where nobody takes it: the consumer has no leader for the moment, or is gone. */
+function asking(connection: Connection, ackSubject: string, ms: number) {
+  return {
+    ms: Math.max(1, Math.min(patienceMs, ms)),
+    async isThere(leftMs: number) {
+      const answer = await consumerInfo(connection, consumerOf(ackSubject), leftMs).catch(() => undefined);
+      return answer && answer.error?.code !== 404;
+    },
+  };
 }
 
-async function answered(connection: Connection, ackSubject: string, settlement: Uint8Array | string, ms: number) {
+async function answered(
+  connection: Connection,
+  clock: Clock,
+  ackSubject: string,
+  settlement: Uint8Array | string,
+  ms: number,
+): Promise<void> {
   const timeout = Math.max(1, ms);
+  const asked = clock.now();
   await within(timeout, "confirming a settlement", connection.request(ackSubject, settlement, { timeout }));
+  clock.learn(clock.now() - asked);
 }

@@ -15,7 +15,7 @@ import { settle } from "./settle.ts";
 import type { Source } from "./source.ts";
 import type { Beginning } from "./start.ts";
 import type { Tally } from "./tally.ts";
-import { openTurns, returned, troubleMs } from "./turns.ts";
+import { type Limits, openTurns, returned, troubleMs } from "./turns.ts";
 
 /** What an invocation has in hand for one consumer: from being delivered until being settled. */
 export interface Hand {
@@ -24,21 +24,33 @@ export interface Hand {
   readonly size: number;
   /** Those of them that are handled or wait for a handler. */
   readonly messages: number;
+  /** As many of both as came from one source. */
+  of(source: Source["kind"]): { readonly size: number; readonly messages: number };
+  /** Handlers that run. */
+  readonly running: number;
+  /** How many may. */
+  readonly places: number;
   /** Their bytes, and those of deliveries that are being settled. */
   readonly bytes: number;
-  /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
+  /** What a handler takes, in milliseconds; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
+  /** How many messages a handler has been taking at once. */
+  readonly perHandler: number;
   /** Lets acknowledgements gather while more may come of a pull. */
   during<T>(pull: Promise<T>): Promise<T>;
+  /** Whether nothing is handled, waits for a handler, or is on its way. */
+  readonly atRest: boolean;
   /** Calls back whenever something has left the hand or a pull has ended; what it returns ends that. */
   onChange(listener: () => void): () => void;
   /** Resolves when a condition is true, as of such a change. */
   until(condition: () => boolean): Promise<void>;
+  /** Starts nothing any more, and hands back what was not started. */
+  stop(): void;
   /** Resolves when all that is in hand has been settled. */
   emptied(): Promise<void>;
 }
 
-export function openHand(binding: Binding, shared: Circumstances, tally: Tally): Hand {
+export function openHand(binding: Binding, shared: Circumstances, tally: Tally, limits: Limits): Hand {
   const { consumer } = binding;
   const { connection, clock, gate } = shared;
   const { now } = clock;
@@ -46,17 +58,22 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   const listeners = new Set<() => void>();
   const acknowledged = new Map<Promise<void>, Held[]>(); // by what confirms them
   let pulling = 0;
-  let settling = 0;
+  const counts = {
+    own: { size: 0, messages: 0 },
+    parked: { size: 0, messages: 0 },
+    exhausted: { size: 0, messages: 0 },
+  };
+  let messages = 0;
   let bytes = 0;
   let stopped = false;
   let telling = false;
 
   const confirmation =
     consumer.confirm === "each"
-      ? confirmEach(connection, now)
-      : confirmTogether(connection, now, () => turns.running > 0 || pulling > 0);
+      ? confirmEach(connection, clock)
+      : confirmTogether(connection, clock, () => turns.running > 0 || pulling > 0);
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
-  const turns = openTurns(binding, { check: leases.check, leave, trouble: tally.trouble }, shared);
+  const turns = openTurns(binding, limits, { check: leases.check, leave, trouble: tally.trouble }, shared);
   const claims = openClaims(binding, shared);
   clock.signal.addEventListener("abort", stop);
   if (clock.signal.aborted) stop();
@@ -74,13 +91,26 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
       return held.size;
     },
     get messages() {
-      return held.size - settling;
+      return messages;
+    },
+    of: (source) => counts[source],
+    get running() {
+      return turns.running;
+    },
+    get places() {
+      return turns.places;
     },
     get bytes() {
       return bytes;
     },
     get handlerMs() {
       return turns.handlerMs;
+    },
+    get perHandler() {
+      return turns.perHandler;
+    },
+    get atRest() {
+      return messages === 0 && pulling === 0;
     },
     async during(pull) {
       pulling += 1;
@@ -107,6 +137,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
         }
       });
     },
+    stop,
     async emptied() {
       await point(
         "waiting for all to be settled",
@@ -123,6 +154,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     const state = { lost: false, counted: false, inside: false, settling: false };
     const one: Held = { key, bytes: data.length, source, delivery, ackSubject, heardAt: now(), ...state };
     held.set(key, one);
+    messages += 1;
+    counts[source].size += 1;
+    counts[source].messages += 1;
     bytes += one.bytes;
     if (source === "own") tally.pulled(one);
     if (stopped) leave(one, returned(noAttempts.attempts));
@@ -130,11 +164,17 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     else void goOn(one);
   }
 
-  /** Starts nothing any more, and hands back what was not started. */
   function stop(): void {
     stopped = true;
     turns.stop();
     tell();
+  }
+
+  /** What a delivery stands for may have more bytes than itself. */
+  function account(one: Held): void {
+    const now = one.delivery.data.length;
+    bytes += now - one.bytes;
+    one.bytes = now;
   }
 
   /** Once for all that came in one piece, and before what is acknowledged of it leaves: in one frame with that. */
@@ -151,6 +191,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   async function goOn(one: Held): Promise<void> {
     try {
       const beginning = isPlain(one) ? plainStart : await recall(binding, one, shared);
+      account(one);
       if (beginning.kind === "not-due") return leave(one, returned(noAttempts.attempts, beginning.inMs));
       if (!one.counted) tally.pulled(one);
       if (beginning.kind === "leave") return leave(one, beginning.outcome);
@@ -169,7 +210,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   /** Settles a delivery, whatever comes of it, and lets go of it. */
   function leave(one: Held, outcome: Outcome): void {
     one.settling = true;
-    settling += 1;
+    if (one.inside && !one.inCompany) gate.handled();
+    messages -= 1;
+    counts[one.source].messages -= 1;
     turns.startNext();
     tell();
     leases.check(one);
@@ -191,7 +234,6 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
 
   /** What most deliveries come to: nothing to do but to acknowledge them, together with others. */
   function acknowledge(one: Held, outcome: Outcome): void {
-    const asked = now();
     const confirmed = confirmation.settle(one.ackSubject, ACK, clock.budget.settleBy);
     const others = acknowledged.get(confirmed);
     if (others) {
@@ -203,7 +245,6 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
     void confirmed
       .then(
         () => {
-          clock.learn(now() - asked);
           tally.acknowledged(all.length);
           for (const one of all) gone(one, true);
         },
@@ -220,7 +261,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally):
   }
 
   function gone(one: Held, forGood: boolean): void {
-    settling -= 1;
+    counts[one.source].size -= 1;
     bytes -= one.bytes;
     held.delete(one.key);
     if (one.inside) gate.leave();

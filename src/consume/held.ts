@@ -1,3 +1,4 @@
+import type { Start } from "../dead-letter/story.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import type { Entry } from "./ledger.ts";
 import type { Source } from "./source.ts";
@@ -5,7 +6,7 @@ import type { Source } from "./source.ts";
 /** A delivery in hand. */
 export interface Held {
   readonly key: number | string;
-  readonly bytes: number;
+  bytes: number;
   readonly source: Source["kind"];
   /** What it stands for. */
   delivery: Delivery;
@@ -19,11 +20,15 @@ export interface Held {
   counted: boolean;
   /** Whether it is inside the gate, which it leaves when it is settled. */
   inside: boolean;
+  /** Whether it is handled in a batch, which has one place for all of its messages. */
+  inCompany?: boolean;
   settling: boolean;
   /** What came again while it was being settled, as after a retry without a delay. */
   next?: Delivery;
   /** What the ledger has on it, where it was asked. */
   entry?: Entry;
+  /** Its start, as it was written down before. */
+  announced?: Start & { readonly alone: boolean };
   /** Its key, claimed for it. */
   claim?: { readonly subject: string; readonly revision: number };
   /** Of a parked copy, where the delivery that it was made of is acknowledged. */

@@ -59,6 +59,30 @@ export function openLedger(connection: Connection): Ledger {
   };
 }
 
+/**
+ * What another invocation has written meanwhile, with what came of ours. A start that was `announced` and is over now is no
+ * longer open; where the other one took it for a death, what it really came to stands in its place.
+ */
+export function merged(
+  other: Attempts,
+  { starts: mine, started, verdict, parkedUntil, apart }: Attempts,
+  { before, announced }: { readonly before: Attempts; readonly announced: Start | undefined },
+): Attempts {
+  const isOurs = ({ at, host }: Start) => at === announced?.at && host === announced.host;
+  const { open, ...kept } = other;
+  const ended = started - before.started;
+  const takenForDead = kept.starts.some(isOurs) ? 1 : 0;
+  return {
+    ...kept,
+    ...(open && !isOurs(open) && { open }),
+    ...(verdict && { verdict }),
+    ...(apart && { apart }),
+    ...(parkedUntil !== undefined && { parkedUntil }),
+    started: kept.started - takenForDead + ended,
+    starts: [...kept.starts.filter((start) => !isOurs(start)), ...(ended > 0 ? mine.slice(-ended) : [])],
+  };
+}
+
 function subjectOf({ stream, consumer, sequence, storedNs }: Delivery): string {
   return attemptsSubject(stream, consumer, sequence, storedNs);
 }

@@ -41,3 +41,8 @@ export function unreadable(error: unknown): DeadLetterReason | undefined {
   if (error.code === "invalid-payload") return "undecodable";
   return error.code === "unknown-subject" ? "unknown-subject" : undefined;
 }
+
+/** Whether that is why: no handler was started. */
+export function isUnreadable(reason: DeadLetterReason): boolean {
+  return reason === "invalid" || reason === "undecodable" || reason === "unknown-subject";
+}

@@ -21,6 +21,7 @@ export class Outbox {
   // made when they are first needed: many handlers publish nothing
   #prepared: Promise<Outgoing>[] | undefined;
   #ordinals: Map<string, number> | undefined; // by subject: a handler may call in another order the next time
+  #ids: Set<string> | undefined;
   #closed = false;
 
   constructor(shared: Pick<Circumstances, "connection" | "streams" | "clock">, delivery: Delivery, message: Message) {
@@ -38,7 +39,7 @@ export class Outbox {
 
   readonly publish = (subject: string, data: unknown, options?: { id?: string }): Promise<void> =>
     this.#add(subject, async (id, headers) => {
-      if (options?.id !== undefined) assertId(options.id, `A message for "${subject}"`);
+      if (options?.id !== undefined) this.#assertFresh(options.id, `A message for "${subject}"`);
       return { ...(await prepare(this.#shared.streams, subject, data)), id: options?.id ?? id, headers };
     });
 
@@ -56,6 +57,19 @@ export class Outbox {
   async flush(ms: number): Promise<void> {
     const outgoing = await Promise.all(this.#prepared ?? []);
     await Promise.all(outgoing.map((each) => publish(this.#shared.connection, each, ms)));
+  }
+
+  /** A second message with an id would be taken for the first, and stored nowhere. */
+  #assertFresh(id: string, what: string): void {
+    assertId(id, what);
+    this.#ids ??= new Set();
+    if (this.#ids.has(id)) {
+      throw new SortieError(
+        "invalid-option",
+        `${what}: expected an id of its own, got "${id}", with which this handler publishes another one`,
+      );
+    }
+    this.#ids.add(id);
   }
 
   /** Refuses whatever a handler that was left behind still wants. */
@@ -86,10 +100,11 @@ function tooLate(): SortieError {
 
 /** The headers of what belongs to a message. */
 function belongingTo({ headers, id }: Message): Headers {
+  const has = (name: string) => headers.get(name) ?? [...headers].find(([other]) => other.toLowerCase() === name)?.[1];
   return [
     [correlationHeader, visible(headers.get(correlationHeader) ?? id)],
     ...traceHeaders.flatMap((name) => {
-      const value = headers.get(name);
+      const value = has(name); // a foreign producer may write it as it likes
       return value ? [[name, visible(value)] as const] : [];
     }),
   ];

@@ -20,8 +20,29 @@ export interface ConsumerReport {
    * may have started them as well. Those that succeeded all the same are acknowledged, the others are left to it.
    */
   leaseLost: number;
-  /** `drained`: nothing was left to pull. `budget`: the time was over. `failed`: it could not pull. */
-  ended: "drained" | "budget" | "failed";
+  /**
+   * Messages that the consumer still has to deliver, or to be told about (`num_pending + num_ack_pending`). With `onMore`,
+   * and where the time was over, it is the server's own count, taken while the last settlements were on their way. Else it
+   * is what this invocation knows: what waited when it was last told (0 where it `ended` as `drained`), and what it handed
+   * back or put off itself; what other invocations have in hand is not in it. Left out where nothing is known. What is
+   * parked is in the lag of no consumer of yours.
+   */
+  lag?: number;
+  /**
+   * Milliseconds, as of the end of this invocation, until the earliest message that it put off is due again, parked ones
+   * that it came across included; 0 where one is due already, or was handed back. One whose settlement was not confirmed is
+   * due after the ack-wait. Left out where it put off nothing: what others did is not known to it.
+   */
+  nextDueIn?: number;
+  /** Whether another invocation, started now, would find something to do, as far as is known. Never where it `failed`. */
+  more: boolean;
+  /**
+   * `drained`: nothing was left to pull. `budget`: the time was over. `limited`: its rate limit lets nothing more be started
+   * within the time. `open`: its circuit breaker was, or is being tried by another invocation. `failed`: it could not pull.
+   */
+  ended: "drained" | "budget" | "limited" | "open" | "failed";
+  /** The state of its circuit breaker at the end, where it has one. */
+  breaker?: "closed" | "open" | "half-open";
   /** What someone has to see to: why it could not pull, or count attempts. */
   error?: string;
 }
@@ -29,7 +50,13 @@ export interface ConsumerReport {
 /** What one invocation did. */
 export interface InvocationReport {
   ms: number;
+  /** None where the invocation came too late for its place. */
   consumers: ConsumerReport[];
+  /**
+   * Where there was more to do, with `onMore`: how many invocations it was asked for, and why it could not be, or what it
+   * threw, where something went wrong. Where the invocation had a place, that is told here as well.
+   */
+  continued?: { asked: number; error?: string };
 }
 
 /** What an invocation tells while it goes on: every message that did not simply succeed. */

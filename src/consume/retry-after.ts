@@ -7,7 +7,7 @@ const longestMs = 366 * 86_400_000; // nobody means more than a year
 export function retryAfterMs(error: unknown, now: number): number | undefined {
   const value = headerOf(error) ?? headerOf(property(error, "response"));
   if (value === undefined) return undefined;
-  const ms = /^\d+$/.test(value) ? Number(value) * 1_000 : Date.parse(value) - now;
+  const ms = /^\d+$/.test(value) ? Number(value) * 1_000 : /^\w{3,9}, /.test(value) ? Date.parse(value) - now : NaN;
   return ms >= 0 ? Math.min(ms, longestMs) : undefined;
 }
 
@@ -19,7 +19,9 @@ function headerOf(holder: unknown): string | undefined {
 }
 
 function fieldOf(headers: unknown): unknown {
-  return property(headers, "retry-after") ?? property(headers, "Retry-After");
+  if (typeof headers !== "object" || headers === null) return undefined;
+  const name = Object.keys(headers).find((key) => key.toLowerCase() === "retry-after");
+  return name && property(headers, name);
 }
 
 function property(of: unknown, name: string): unknown {

@@ -1,16 +1,24 @@
 import { SortieError, textOf } from "../errors.ts";
 import { openPuller } from "../nats/pull.ts";
 import { pause, point, within } from "../nats/within.ts";
+import { maxPayloadOf } from "../publish/publish.ts";
+import { openBreaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
+import { askLeft, type Left, openLeft } from "./left.ts";
+import { openPace } from "./pace.ts";
 import { planPull } from "./pull-size.ts";
 import type { ConsumerReport } from "./report.ts";
 import { type Source, sourcesOf } from "./source.ts";
 import { openTally } from "./tally.ts";
+import type { Limits } from "./turns.ts";
 
 /** How long to go on asking for what cannot be asked for at the moment, as while a consumer has no leader. */
 const againForMs = 10_000;
+
+/** How long a link may stand still before it is taken for dead. */
+const silenceMs = 2_000;
 
 /** A pull that waits does not notice that its consumer was paused and is resumed, nor that the network is gone. */
 const longestWaitMs = 5_000;
@@ -20,15 +28,48 @@ const longestWaitMs = 5_000;
  * wrong is in the report.
  */
 export async function runConsumer(binding: Binding, shared: Circumstances): Promise<ConsumerReport> {
-  const tally = openTally(binding, shared.log);
-  const { report } = tally;
-  const hand = openHand(binding, shared, tally);
-  const pulls = sourcesOf(binding.consumer).map((source) => pullFrom(source, binding, hand, shared));
-  const ends = await Promise.allSettled(pulls);
-  await hand.emptied();
-  for (const end of ends) if (end.status === "rejected") tally.trouble(textOf(end.reason));
+  const left = openLeft(binding.consumer, shared.clock.now);
+  const tally = openTally(binding, shared.log, left);
+  const { report, trouble } = tally;
+  const limits: Limits = { pace: openPace(binding, shared), breaker: openBreaker(binding, shared, trouble) };
+  const { pace, breaker } = limits;
+  const hand = openHand(binding, shared, tally, limits);
+  const sources = sourcesOf(binding.consumer);
+  const pull = (source: Source, probing = false) =>
+    pullFrom(source, binding, hand, left, shared, { ...limits, probing });
+  if (breaker) {
+    breaker.onOpen(hand.stop);
+    hand.onChange(() => hand.atRest && breaker.rest());
+  }
+
+  let ends: PromiseSettledResult<"drained" | "budget">[] = [];
+  try {
+    let entry = breaker ? await breaker.enter() : "all";
+    if (breaker && entry === "probe") {
+      for (const source of sources) if (report.pulled === 0) await pull(source, true);
+      await point(
+        "waiting for the probe of a circuit breaker",
+        hand.until(() => hand.size === 0),
+      );
+      entry = (await breaker.probed()) ? "all" : "nothing";
+    }
+    if (entry === "all") ends = await Promise.allSettled(sources.map((source) => pull(source)));
+  } catch (reason) {
+    ends = [{ status: "rejected", reason }];
+  }
+  const drained = ends.length > 0 && ends.every((end) => end.status === "fulfilled" && end.value === "drained");
+  const asked = shared.left && !drained ? askLeft(binding, hand, shared) : undefined;
+  await Promise.all([hand.emptied(), breaker?.flush()]);
+  breaker?.end();
+  for (const end of ends) if (end.status === "rejected") trouble(textOf(end.reason));
+  if (breaker) report.breaker = breaker.state;
   if (ends.some(({ status }) => status === "rejected")) report.ended = "failed";
-  else if (ends.every((end) => end.status === "fulfilled" && end.value === "drained")) report.ended = "drained";
+  else if (breaker && breaker.state !== "closed") report.ended = "open";
+  else if (pace?.over) report.ended = "limited";
+  else if (drained) report.ended = "drained";
+  const { ready, ...known } = left.sum(report.ended, await asked);
+  Object.assign(report, { ...known, more: ready > 0 });
+  shared.left?.({ ready, done: report.acked });
   return report;
 }
 
@@ -37,21 +78,31 @@ async function pullFrom(
   source: Source,
   { consumer, batch }: Binding,
   hand: Hand,
-  { connection, clock, lingerMs }: Circumstances,
+  left: Left,
+  { connection, clock, ...shared }: Circumstances,
+  { pace, breaker, probing }: Limits & { readonly probing: boolean },
 ): Promise<"drained" | "budget"> {
   const { now, signal } = clock;
+  const lingerMs = probing ? 0 : shared.lingerMs; // there is something to try it with, or the next one tries it
   const { mostOutstanding } = source;
   const puller = openPuller(connection, { ...source, bounded: mostOutstanding < Infinity }, (delivery) => {
     lastAt = now();
+    firstAt ??= lastAt;
+    taken += 1;
+    waiting = delivery.pending;
     hand.take(source.kind, delivery);
   });
-  const leftMs = () => clock.budget.stopAt - clock.slowestMs - (lingerMs > 0 ? 20 : 0) - now();
-  const handBackBy = () => clock.budget.settleBy - clock.slowestMs; // what comes later can't be handed back in time
+  const leftMs = () => clock.budget.stopAt - clock.roundTripMs - (lingerMs > 0 ? 20 : 0) - now();
+  const handBackBy = () => clock.budget.settleBy - clock.roundTripMs; // what comes later can't be handed back in time
   const { maxBytes: mostBytes } = consumer;
-  const concurrency = consumer.concurrency * (batch?.size ?? 1);
-  const most = Math.min(consumer.batch, mostOutstanding);
+  // each advisory stands for a message that is read as text: nearly three times its bytes
+  const readable = Math.max(1, Math.floor(mostBytes / (3 * maxPayloadOf(connection))));
+  const most = Math.min(consumer.batch, mostOutstanding, source.kind === "exhausted" ? readable : Infinity);
   const ended = Promise.withResolvers<"drained" | "budget">();
   let lastAt = now(); // when something came
+  let firstAt: number | undefined; // of the pull under way, when something came
+  let taken = 0;
+  let waiting: number | undefined; // messages, as the server said last
   let flightMs = 0;
   let pulls = 0; // under way
   let bytesUnderWay = 0; // at most
@@ -72,6 +123,7 @@ async function pullFrom(
     const come = hand.until(() => pulls === 0);
     await within(handBackBy() - now(), "waiting for what is under way", come).catch(() => {});
     puller.close();
+    left.waiting(source.kind, waiting);
   }
 
   /** Asks for more where there is room: in the flight of what made the room. */
@@ -80,6 +132,14 @@ async function pullFrom(
     if (signal.aborted || leftMs() <= 0) {
       if (troubledAt === undefined) ended.resolve("budget");
       else ended.reject(unavailable(source, now() - troubledAt));
+      return;
+    }
+    if (pace?.over || (breaker && breaker.state !== "closed" && !probing)) {
+      ended.resolve("budget");
+      return;
+    }
+    if (pace && pace.heldUntil > now()) {
+      void rest(pace.heldUntil - now());
       return;
     }
     if (again && hand.messages === 0) again = drained = false;
@@ -93,29 +153,38 @@ async function pullFrom(
     const none = { messages: 0, bytes: 0 };
     // what is there has been asked for, or may not be given yet
     if (drained || (pulls > 0 && (puller.bounded || puller.pending <= puller.underWay))) return none;
-    if (full !== undefined && hand.size >= full) return none;
+    const mine = hand.of(source.kind); // a busy source does not starve the others
+    if (full !== undefined && mine.size >= full) return none;
     if (oversized) return pulls === 0 && hand.size === 0 ? { messages: 1, bytes: Infinity } : none;
     const { underWay } = puller;
-    const [messages, unsettled] = [hand.messages + underWay, hand.size + underWay];
-    const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs: hand.handlerMs };
+    const [messages, unsettled] = [mine.messages + underWay, mine.size + underWay];
+    const { handlerMs, perHandler } = hand;
+    const size = batch?.size ?? 1;
+    const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs, size, perHandler };
+    const concurrency = Math.max(1, hand.places); // one waits for a place
     const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
-    return { ...planned, messages: Math.min(planned.messages, mostOutstanding - hand.size) };
+    if (probing) return { ...planned, messages: pulls + taken > 0 ? 0 : Math.min(planned.messages, 1) };
+    const paced = pace ? pace.room - (messages - hand.running) : Infinity;
+    return { ...planned, messages: Math.min(planned.messages, mostOutstanding - mine.size, Math.max(0, paced)) };
   }
 
   async function pull(batch: number, maxBytes: number): Promise<void> {
     const asked = now();
-    const waitMs = Math.max(0, Math.min(lastAt + lingerMs - asked, leftMs(), longestWaitMs));
-    const heldThen = hand.size;
-    const patienceMs = Math.min(flightMs > 0 ? 250 + 20 * flightMs : 2_500, handBackBy() - asked);
+    const inTimeMs = leftMs() - 1.5 * (hand.handlerMs ?? 0); // what comes later would not be finished
+    const waitMs = Math.max(0, Math.min(lastAt + lingerMs - asked, inTimeMs, longestWaitMs));
+    const heldThen = hand.of(source.kind).size;
+    const patienceMs = Math.min(Math.max(silenceMs, 20 * flightMs), handBackBy() - asked);
+    if (pulls === 0) firstAt = undefined;
     pulls += 1;
     bytesUnderWay += maxBytes;
     try {
       const end = await puller.pull({ batch, maxBytes, waitMs, patienceMs });
       if (waitMs === 0 && end !== "full" && end !== "again") {
-        flightMs = now() - asked;
+        flightMs = Math.max(0, (firstAt ?? now()) - asked); // less the time that many take to come
         clock.learn(flightMs);
       }
       oversized = end === "oversized";
+      if (end === "drained") waiting = 0;
       full = end === "full" && heldThen > 0 ? heldThen : undefined;
       if (end === "drained" || (end === "full" && !full)) {
         drained = now() + 10 >= lastAt + lingerMs;
@@ -133,8 +202,12 @@ async function pullFrom(
 
   async function lookLater(since: number): Promise<void> {
     if (now() - since > againForMs) return ended.reject(unavailable(source, now() - since));
+    await rest(250);
+  }
+
+  async function rest(ms: number): Promise<void> {
     pausing = true;
-    await pause(Math.min(250, leftMs()), "waiting to pull again");
+    await pause(Math.min(ms, leftMs()), "waiting to pull again");
     pausing = false;
     look();
   }
@@ -143,6 +216,6 @@ async function pullFrom(
 function unavailable({ stream, consumer }: Source, ms: number): SortieError {
   return new SortieError(
     "connection-lost",
-    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${(ms / 1_000).toFixed(1)} s: the server holds it back, or nobody leads it. Look at it: nats consumer info ${stream} ${consumer}`,
+    `Consumer "${consumer}" of stream "${stream}" could not be pulled from for ${(ms / 1_000).toFixed(1)} s: the server holds it back, nobody leads it, or this login may not pull ($JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}), or has no JetStream. Look at it: nats consumer info ${stream} ${consumer}`,
   );
 }

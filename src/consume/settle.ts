@@ -10,16 +10,23 @@ import type { Circumstances } from "./circumstances.ts";
 import { ACK, type Confirmation, TERM } from "./confirm.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
-import { type Attempts, noAttempts } from "./ledger.ts";
+import { type Attempts, merged, noAttempts } from "./ledger.ts";
 import { park } from "./park.ts";
 
 /** How long to wait for one of the steps before the last, so that there is time for that one. */
 const stepMs = 5_000;
 
+const originMs = 1_000;
+
+/** How long a dead letter may wait that may be stored already: its id has to be remembered when it is stored again. */
+const sureAgainMs = 10_000;
+
 /** How a delivery really left. */
 export interface Settled extends Outcome {
   /** What could not be done beside it; the message lost nothing by it. */
   readonly trouble?: string;
+  /** Of a retry, whether it waits outside of its consumer. */
+  readonly parked?: boolean;
 }
 
 /**
@@ -38,7 +45,8 @@ export async function settle(
   const { settlement } = outcome;
   if (held.lost && settlement.kind !== "ack") {
     // someone else has it now: what was tried here counts, and nothing more
-    return settlement.kind === "return" ? outcome : { ...outcome, ...(await writtenDown(outcome.attempts)) };
+    const tells = settlement.kind !== "return" || held.announced !== undefined;
+    return tells ? { ...outcome, ...(await writtenDown(outcome.attempts)) } : outcome;
   }
   switch (settlement.kind) {
     case "ack":
@@ -56,11 +64,11 @@ export async function settle(
     return Math.max(1, Math.min(stepMs, clock.budget.settleBy - clock.now()));
   }
 
-  /** A first delivery says that it was not started, or the next one would be taken for a suspect. */
+  /** It is said that it was not started, where the next delivery would be taken for a suspect. */
   async function handBack(delayMs: number): Promise<Settled> {
     const first = held.source === "own" && !held.delivery.again;
     const [trouble] = await Promise.all([
-      first ? writtenDown(outcome.attempts) : undefined,
+      first || held.announced ? writtenDown(outcome.attempts) : undefined,
       confirm(held.ackSubject, nak(delayMs), clock.budget.settleBy),
     ]);
     return { ...outcome, ...trouble };
@@ -77,11 +85,12 @@ export async function settle(
         if (trouble) throw new SortieError("stream-refused", trouble.trouble);
         await park(connection, consumer, held.delivery, until, left());
         await confirm(held.ackSubject, ACK, clock.budget.settleBy);
-        return decided;
+        return { ...decided, parked: true };
       } catch (error) {
         if (!(error instanceof SortieError) || error.code === "timed-out") throw error;
       }
     }
+    if (held.originAck) connection.publish(held.originAck, ACK); // what it was lost for may be over
     const trouble = await writtenDown(held.source === "parked" ? decided.attempts : attempts);
     await confirm(held.ackSubject, nak(delayMs), clock.budget.settleBy);
     return { ...decided, ...trouble };
@@ -93,7 +102,9 @@ export async function settle(
     try {
       await storeDeadLetter(connection, held.delivery, consumer, story, left() / 2);
     } catch (refusal) {
-      const delayMs = backoffMs(consumer.retry.backoff, Math.max(1, attempts.started), Math.random());
+      const unsure = refusal instanceof SortieError && ["timed-out", "connection-lost"].includes(refusal.code);
+      const backoff = backoffMs(consumer.retry.backoff, Math.max(1, attempts.started), Math.random());
+      const delayMs = unsure ? Math.min(backoff, sureAgainMs) : backoff;
       const verdict = { reason, error: textOf(error) };
       return retry(
         { settlement: { kind: "retry", delayMs }, error: refusal, attempts: { ...attempts, verdict } },
@@ -107,9 +118,15 @@ export async function settle(
   /** The delivery's last settlement, with which all that is kept of the message beside it goes as well. */
   async function leaveForGood(settlement: Uint8Array): Promise<void> {
     if (held.source === "exhausted" && consumer.stream.retention === "workqueue") await remove();
-    if (held.originAck) connection.publish(held.originAck, ACK); // it may not have been confirmed, and would come again
+    if (held.originAck) await originAcknowledged(held.originAck);
     await confirm(held.ackSubject, settlement, clock.budget.settleBy);
     if (held.entry && held.entry.revision > 0) await ledger.forget(held.entry, left()).catch(() => {}); // or its maxAge does
+  }
+
+  /** Of a parked copy: where its origin's acknowledgement was lost, that one would come again, and know nothing of the copy. */
+  async function originAcknowledged(ackSubject: string): Promise<void> {
+    const asked = connection.request(ackSubject, ACK, { timeout: Math.min(originMs, left()) });
+    await within(Math.min(originMs, left()), "acknowledging what a parked message is a copy of", asked).catch(() => {});
   }
 
   async function remove(): Promise<void> {
@@ -126,16 +143,10 @@ export async function settle(
       if (!isConflict(error)) return { trouble: textOf(error) };
     }
     try {
-      const other = await ledger.read(held.delivery, left()); // started elsewhere as well: both count
-      const more = attempts.started - (held.entry?.attempts.started ?? 0);
-      const started = other.attempts.started + more;
-      const starts = [...other.attempts.starts, ...attempts.starts.slice(attempts.starts.length - more)];
-      held.entry = await ledger.write(
-        held.delivery,
-        other,
-        { ...other.attempts, ...attempts, started, starts },
-        left(),
-      );
+      const other = await ledger.read(held.delivery, left());
+      const before = held.entry?.attempts ?? noAttempts.attempts;
+      const both = merged(other.attempts, attempts, { before, announced: held.announced });
+      held.entry = await ledger.write(held.delivery, other, both, left());
       return undefined;
     } catch (error) {
       return { trouble: textOf(error) };

@@ -1,5 +1,5 @@
 import type { DeadLetterReason } from "../dead-letter/story.ts";
-import { backoffMs, decisionFor, type RetryDecision, type RetryPolicy } from "../define/retry.ts";
+import { backoffMs, decisionFor, type RetryPolicy } from "../define/retry.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { retryAfterMs } from "./retry-after.ts";
 
@@ -55,19 +55,36 @@ export interface Failure extends Thrown {
   readonly leftMs: number;
 }
 
-/** What becomes of a message whose handler failed. An error's own word comes first, then the policy's rules, then its backoff. */
+/**
+ * What becomes of a message whose handler failed. An error's own word comes first, then the policy's rules, then its
+ * backoff, or the `Retry-After` of an HTTP error where that is later. An error that throws when it is looked at says nothing.
+ */
 export function decideFailure(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
-  const { error, attempt, chance } = failure;
-  if (markOf(error).deadLetter) return { kind: "dead-letter", reason: "non-retriable" };
+  try {
+    return decide(failure, retry);
+  } catch {
+    return decide({ ...failure, error: undefined }, retry);
+  }
+}
+
+function decide(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
+  const { error, attempt, now, chance } = failure;
+  const asked = markOf(error);
+  if (asked.deadLetter) return { kind: "dead-letter", reason: "non-retriable" };
   const decision = decisionFor(error, retry.rules);
   if (decision === "discard") return { kind: "ack", discarded: true };
   if (decision === "dead-letter") return { kind: "dead-letter", reason: "non-retriable" };
   if (attempt >= retry.attempts) return { kind: "dead-letter", reason: "attempts-exhausted" };
-  if (isInPlace(decision, error)) {
-    const delayMs = toMs(decision.delay ?? 0, "delay");
+  if (asked.retryAfterMs !== undefined) return { kind: "retry", delayMs: asked.retryAfterMs };
+  if (typeof decision === "object" && "after" in decision)
+    return { kind: "retry", delayMs: toMs(decision.after, "after") };
+  const named = retryAfterMs(error, now) ?? 0;
+  if (typeof decision === "object") {
+    const delayMs = Math.max(named, toMs(decision.delay ?? 0, "delay"));
     if (failure.inPlace < decision.inPlace && delayMs < failure.leftMs) return { kind: "in-place", delayMs };
   }
-  return { kind: "retry", delayMs: namedMs(failure, decision, retry) ?? backoffMs(retry.backoff, attempt, chance) };
+  const delayMs = Math.max(named + retry.backoff.jitterMs * chance, backoffMs(retry.backoff, attempt, chance));
+  return { kind: "retry", delayMs: Math.round(delayMs) };
 }
 
 /**
@@ -75,22 +92,19 @@ export function decideFailure(failure: Failure, retry: RetryPolicy): Settlement 
  * together until then. Undefined where it is to be halved at once, to find the message that breaks it.
  */
 export function decideTogether(thrown: Thrown, retry: RetryPolicy): number | undefined {
-  const { error } = thrown;
-  const decision = decisionFor(error, retry.rules);
-  const isForGood = markOf(error).deadLetter || decision === "discard" || decision === "dead-letter";
-  return isForGood || isInPlace(decision, error) ? undefined : namedMs(thrown, decision, retry);
+  try {
+    return namedMs(thrown, retry);
+  } catch {
+    return undefined; // it throws when it is looked at
+  }
 }
 
-/** A `RetryAfterError` has its own word, whatever the rule. */
-function isInPlace(decision: RetryDecision, error: unknown): decision is Extract<RetryDecision, { inPlace: number }> {
-  return typeof decision === "object" && "inPlace" in decision && markOf(error).retryAfterMs === undefined;
-}
-
-/** When to come again, as an error or its rule names it. */
-function namedMs({ error, now, chance }: Thrown, decision: RetryDecision, { backoff }: RetryPolicy) {
-  const asked = markOf(error).retryAfterMs;
-  if (asked !== undefined) return asked;
-  if (typeof decision === "object" && "after" in decision) return toMs(decision.after, "after");
+function namedMs({ error, now, chance }: Thrown, { rules, backoff }: RetryPolicy): number | undefined {
+  const asked = markOf(error);
+  const decision = decisionFor(error, rules);
+  if (asked.deadLetter || decision === "discard" || decision === "dead-letter") return undefined;
+  if (asked.retryAfterMs !== undefined) return asked.retryAfterMs;
+  if (typeof decision === "object") return "after" in decision ? toMs(decision.after, "after") : undefined;
   const named = retryAfterMs(error, now);
   return named === undefined ? undefined : Math.round(named + backoff.jitterMs * chance);
 }

@@ -34,7 +34,9 @@ export function decideStart(
   }
   if (started >= most) {
     const reason = died ? "function-died" : "attempts-exhausted";
-    const error = died ? `its function died, the last time with this message alone in hand` : starts.at(-1)?.error;
+    const error = died
+      ? "its function was not heard of again, the last time with this message alone in hand"
+      : starts.at(-1)?.error;
     return { kind: "leave", outcome: { settlement: { kind: "dead-letter", reason }, error, attempts } };
   }
   return { kind: "start", alone: revision === 0 || open !== undefined, attempts };

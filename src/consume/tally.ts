@@ -2,6 +2,7 @@ import { textOf } from "../errors.ts";
 import type { Outcome } from "./attempt.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
+import type { Left } from "./left.ts";
 import type { ConsumerReport, InvocationEvent } from "./report.ts";
 import type { Settled } from "./settle.ts";
 
@@ -18,7 +19,7 @@ export interface Tally {
   trouble(error: string): void;
 }
 
-export function openTally({ consumer }: Binding, log: (event: InvocationEvent) => void): Tally {
+export function openTally({ consumer }: Binding, log: (event: InvocationEvent) => void, left: Left): Tally {
   const report: ConsumerReport = {
     stream: consumer.stream.name,
     consumer: consumer.name,
@@ -31,6 +32,7 @@ export function openTally({ consumer }: Binding, log: (event: InvocationEvent) =
     returned: 0,
     unconfirmed: 0,
     leaseLost: 0,
+    more: false,
     ended: "budget",
   };
   return {
@@ -42,7 +44,9 @@ export function openTally({ consumer }: Binding, log: (event: InvocationEvent) =
     acknowledged(messages) {
       report.acked += messages;
     },
-    count(one, { settlement, error, attempts, trouble: beside }) {
+    count(one, settled) {
+      left.settled(one, settled);
+      const { settlement, error, attempts, trouble: beside } = settled;
       if (beside) trouble(beside);
       if (!one.counted || (one.lost && settlement.kind !== "ack")) return;
       const about = () => aboutOf(one, attempts.started);
@@ -77,6 +81,7 @@ export function openTally({ consumer }: Binding, log: (event: InvocationEvent) =
       }
     },
     unconfirmed(one, { attempts }, error) {
+      left.unconfirmed(one);
       report.unconfirmed += 1;
       log({ ...aboutOf(one, attempts.started), event: "unconfirmed", error: textOf(error) });
     },

@@ -1,11 +1,16 @@
 import { textOf } from "../errors.ts";
-import { point } from "../nats/within.ts";
-import { attempt, type Outcome } from "./attempt.ts";
+import { pause, point } from "../nats/within.ts";
+import { type Again, attempt, type Outcome } from "./attempt.ts";
 import { startTogether } from "./batch-attempt.ts";
+import type { Breaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
+import type { Pace } from "./pace.ts";
+
+/** How long handlers may be started one after the other before the event loop comes round. */
+const busyMs = 25;
 
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
@@ -14,8 +19,12 @@ export const troubleMs = 1_000;
 export interface Turns {
   /** Handlers that run. */
   readonly running: number;
-  /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
+  /** How many handlers may run, of what the consumer allows and others leave. */
+  readonly places: number;
+  /** What a handler takes, in milliseconds; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
+  /** How many messages it has been taking at once. */
+  readonly perHandler: number;
   /** Waits for a turn beside others. */
   beside(one: Held): void;
   /** Waits for a turn with nothing beside it. */
@@ -26,9 +35,16 @@ export interface Turns {
   stop(): void;
 }
 
+/** What holds handlers back, where the consumer has it. */
+export interface Limits {
+  readonly pace: Pace | undefined;
+  readonly breaker: Breaker | undefined;
+}
+
 /** `leave` is told how each one is to leave the hand, `check` notices where another invocation may have it by now. */
 export function openTurns(
   binding: Binding,
+  { pace, breaker }: Limits,
   {
     check,
     leave,
@@ -45,21 +61,31 @@ export function openTurns(
   const { now } = clock;
   const queue: Held[] = [];
   const suspects = new Map<Held, Attempts>();
-  const { size } = binding.batch ?? { size: 1 };
   let running = 0;
-  let tookMs: number | undefined; // averages that follow the latest: how long a handler took,
-  let tookMessages = 1; // and for how many messages
+  let waiting = 0; // of those, how many wait for the rate limit
+  const size = Math.min(binding.batch?.size ?? 1, pace?.together ?? Infinity);
+  let handlerMs: number | undefined;
+  let perHandler = 1;
+  let gathering = false;
   let stopped = false;
   let starting = false;
-  let gathering = false;
-  gate.onOpen(startNext);
+  let busyFrom: number | undefined; // when the first handler was started since the event loop last came round
+  const participant = { priority: consumer.priority, running: () => running, onOpen: startNext };
+  gate.join(participant);
+  breaker?.onRelease(startNext);
 
   return {
     get running() {
-      return running;
+      return running - waiting;
+    },
+    get places() {
+      return Math.min(consumer.concurrency, gate.placesFor(participant));
     },
     get handlerMs() {
-      return tookMs === undefined ? undefined : (tookMs * size) / tookMessages;
+      return handlerMs;
+    },
+    get perHandler() {
+      return perHandler;
     },
     beside(one) {
       queue.push(one);
@@ -69,87 +95,138 @@ export function openTurns(
     async alone(one, attempts) {
       suspects.set(one, attempts);
       await point("waiting for a turn to run alone", gate.enterAlone());
-      if (!suspects.delete(one)) return gate.leave(); // it was handed back meanwhile
+      if (!suspects.delete(one)) {
+        gate.handled(); // it was handed back meanwhile
+        gate.leave();
+        return;
+      }
       one.inside = true;
-      await startAgain(one, attempts, true);
+      if (pace) await inPace(one, attempts, true);
+      else await startAgain(one, attempts, true);
     },
     startNext,
-    stop() {
-      stopped = true;
-      for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
-      for (const [one, attempts] of suspects) leave(one, returned(attempts));
-      suspects.clear();
-    },
+    stop,
   };
+
+  function stop(): void {
+    stopped = true;
+    pace?.stop();
+    for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
+    for (const [one, attempts] of suspects) leave(one, returned(attempts));
+    suspects.clear();
+  }
 
   function startNext(): void {
     if (starting || stopped) return; // a handler that ends at once comes back here
     starting = true;
-    while (queue.length > 0 && running < consumer.concurrency && gate.open) {
-      const one = enter(queue.shift() as Held);
+    const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs) && !breaker?.holds;
+    while (has() && !isBusy()) {
+      const one = queue.shift() as Held;
+      gate.enter(handlerMs);
+      one.inside = true;
       const batch = size > 1 && !isApart(one) && withCompany(one);
-      if (batch && batch.length > 1) startBatch(batch);
+      if (batch && batch.length > 1) void startBatch(batch);
+      else if (pace) void inPace(one, one.entry?.attempts ?? noAttempts.attempts, false);
       else if (one.entry) void startAgain(one, one.entry.attempts, false);
       else start(one, noAttempts.attempts);
     }
     starting = false;
   }
 
-  function enter(one: Held): Held {
-    gate.enter();
-    one.inside = true;
-    return one;
+  /** Handlers that use the processor let timers and the network have their turn as well. */
+  function isBusy(): boolean {
+    if (isOver()) {
+      stop();
+      return true;
+    }
+    if (busyFrom === undefined) {
+      busyFrom = now();
+      setTimeout(() => {
+        busyFrom = undefined;
+        startNext();
+      }, 0);
+    }
+    return now() - busyFrom > busyMs;
+  }
+
+  /** It has its place among the handlers while it waits, or several that have been let in would start together. */
+  async function inPace(one: Held, before: Attempts, alone: boolean): Promise<void> {
+    running += 1;
+    waiting += 1;
+    const otherwise = await orReturned(before, () => pace?.turn(one, before));
+    running -= 1;
+    waiting -= 1;
+    if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
+    else if (alone || one.entry) await startAgain(one, before, alone);
+    else start(one, before);
   }
 
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
-  async function startAgain(one: Held, before: Attempts, alone: boolean): Promise<void> {
+  async function startAgain(one: Held, before: Attempts, alone: boolean, inPlace = 0): Promise<void> {
     running += 1; // it has its place from now on
-    try {
-      await writeDown(one, before, alone);
-    } catch (error) {
-      running -= 1;
-      return refused(one, before, error);
-    }
+    const otherwise = await orReturned(before, () => announce(one, before, alone));
     running -= 1;
-    start(one, before);
+    if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
+    else start(one, before, inPlace);
   }
 
-  async function writeDown(one: Held, before: Attempts, alone: boolean): Promise<void> {
-    const opened = { ...before, open: { at: now(), host: shared.host, alone } };
+  async function announce(one: Held, before: Attempts, alone: boolean): Promise<undefined> {
+    one.announced = { at: now(), host: shared.host, alone };
     const ms = clock.budget.abandonAt - now();
-    one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, opened, ms);
+    one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, { ...before, open: one.announced }, ms);
   }
 
-  function refused(one: Held, before: Attempts, error: unknown): void {
-    trouble(textOf(error));
-    leave(one, returned(before, troubleMs));
+  /** What has to be done ahead of a start answers how the message leaves where it is not started, as where that fails. */
+  async function orReturned(
+    before: Attempts,
+    ahead: () => Promise<Outcome | undefined> | undefined,
+  ): Promise<Outcome | undefined> {
+    try {
+      return await ahead();
+    } catch (error) {
+      trouble(textOf(error));
+      return returned(before, troubleMs);
+    }
   }
 
-  /** Whether it is still ours to start; else it leaves. */
-  function isOurs(one: Held, before: Attempts): boolean {
-    check(one);
-    if (one.lost) leave(one, returned(before));
-    return !one.lost;
-  }
-
-  function start(one: Held, before: Attempts): void {
-    if (!isOurs(one, before)) return;
+  function start(one: Held, before: Attempts, inPlace = 0): void {
+    if (!isOurs(one)) {
+      leave(one, returned(before));
+      return;
+    }
     running += 1;
     const started = now();
-    const outcome = attempt(binding, one.delivery, before, shared);
+    const outcome = attempt(binding, one.delivery, before, shared, { inPlace, at: one.announced?.at });
     if (outcome instanceof Promise) void outcome.then(ended);
     else ended(outcome);
 
-    function ended(outcome: Outcome): void {
+    function ended(came: Outcome | Again): void {
       running -= 1;
       took(now() - started, 1);
-      leave(one, outcome);
+      const outcome = "inPlaceMs" in came ? came.otherwise : came;
+      breaker?.ended(outcome);
+      if ("inPlaceMs" in came && !isOver()) void startInPlace(one, came, inPlace + 1);
+      else leave(one, outcome);
     }
   }
 
+  async function startInPlace(one: Held, { inPlaceMs, otherwise }: Again, inPlace: number): Promise<void> {
+    running += 1;
+    await pause(inPlaceMs, "waiting to start a handler once more in place");
+    running -= 1;
+    if (isOver()) leave(one, otherwise);
+    else await startAgain(one, otherwise.attempts, one.announced?.alone ?? false, inPlace);
+  }
+
+  /** Averages that follow the latest. */
   function took(ms: number, messages: number): void {
-    tookMessages = tookMs === undefined ? messages : tookMessages * 0.9 + messages * 0.1;
-    tookMs = tookMs === undefined ? ms : tookMs * 0.9 + ms * 0.1;
+    perHandler = handlerMs === undefined ? messages : perHandler * 0.9 + messages * 0.1;
+    handlerMs = handlerMs === undefined ? ms : handlerMs * 0.9 + ms * 0.1;
+  }
+
+  function isOurs(one: Held): boolean {
+    check(one);
+    return !one.lost;
   }
 
   /** Has what came in one piece start together. */
@@ -167,31 +244,51 @@ export function openTurns(
     const batch = [one];
     for (let at = 0; at < queue.length && batch.length < size; ) {
       if (isApart(queue[at] as Held)) at += 1;
-      else batch.push(...queue.splice(at, 1).map(enter));
+      else batch.push(...queue.splice(at, 1));
     }
     return batch;
   }
 
   /** A batch has one place, from before its starts are written down until the last of its messages leaves. */
-  function startBatch(batch: readonly Held[]): void {
+  async function startBatch(batch: readonly Held[]): Promise<void> {
     running += 1;
+    for (const [n, one] of batch.entries()) {
+      if (n > 0) gate.accompany();
+      Object.assign(one, { inside: true, inCompany: true });
+    }
     let since = now();
-    void startTogether(batch, {
+    await startTogether(batch, {
       binding,
       shared,
-      mayStart: () => !stopped,
+      mayStart: () => !isOver(),
+      holds: () => breaker !== undefined && (breaker.holds || breaker.state === "open"),
       isOurs,
-      writeDown: (one, before) => writeDown(one, before, false),
-      refused,
-      leave(decided) {
-        took(now() - since, decided.length);
+      async inPace(members) {
+        if (!pace) return [];
+        waiting += 1;
+        const turns = members.map(({ one, before }) => orReturned(before, () => pace.turn(one, before)));
+        const otherwise = await Promise.all(turns);
+        waiting -= 1;
         since = now();
-        for (const [one, outcome] of decided) leave(one, outcome);
+        return otherwise;
       },
-    }).then(() => {
-      running -= 1;
-      startNext();
+      announce: (members) =>
+        Promise.all(members.map(({ one, before }) => orReturned(before, () => announce(one, before, false)))),
+      ended(outcomes) {
+        took(now() - since, outcomes.length);
+        since = now();
+        for (const outcome of outcomes) breaker?.ended(outcome);
+      },
+      leave,
     });
+    running -= 1;
+    gate.handled();
+    startNext();
+  }
+
+  /** A timer says so as well, but not while handlers keep the function busy. */
+  function isOver(): boolean {
+    return stopped || now() >= clock.budget.stopAt;
   }
 }
 

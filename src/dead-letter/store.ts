@@ -1,6 +1,7 @@
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import type { Connection } from "../nats/connection.ts";
-import type { Delivery } from "../nats/delivery.ts";
+import { type Delivery, derivedId } from "../nats/delivery.ts";
+import { headersSize } from "../publish/outgoing.ts";
 import { maxPayloadOf, publish } from "../publish/publish.ts";
 import { deadLetterHeaders, deadLetterOf, type Story } from "./story.ts";
 
@@ -23,9 +24,13 @@ export async function storeDeadLetter(
     await publish(connection, whole, ms);
     return;
   }
-  const payload = await publish(connection, { subject: consumer.deadLetter, payload: delivery.data }, ms / 2);
+  const bare = { subject: consumer.deadLetter, payload: delivery.data };
+  const named = { ...bare, id: derivedId(delivery, "dead-letter") }; // or a second one may be stored after a crash
+  const fits = named.payload.length + headersSize(named) <= limit;
+  const payload = await publish(connection, fits ? named : bare, ms / 2);
   const told = deadLetterOf({ ...delivery, data: new Uint8Array() }, consumer, story, limit - 64);
   if (!told) return; // a max_payload of a few hundred bytes: the payload is what matters
   const reference = [deadLetterHeaders.payloadSequence, `${payload.sequence}`] as const;
-  await publish(connection, { ...told, headers: [...(told.headers ?? []), reference] }, ms / 2);
+  const id = derivedId(delivery, "dead-letter.story");
+  await publish(connection, { ...told, id, headers: [...(told.headers ?? []), reference] }, ms / 2);
 }

@@ -10,7 +10,7 @@ export type DeadLetterReason =
   | "non-retriable"
   /** The handler failed as often as its policy allows. */
   | "attempts-exhausted"
-  /** Its function died as often as its policy allows, the last time with this message alone in hand. */
+  /** Its function was not heard of again as often as its policy allows, the last time with this message alone in hand. */
   | "function-died"
   /** The payload is not JSON in UTF-8. */
   | "undecodable"
@@ -90,10 +90,11 @@ export function deadLetterOf(
   if (room < 0) return undefined;
   const forName = deadLetterHeaders.error.length + 4;
   add(deadLetterHeaders.error, headerValue(textOf(story.error)).slice(0, Math.max(0, room - forName)));
-  if (messageId) add(deadLetterHeaders.messageId, messageId);
+  if (messageId) add(deadLetterHeaders.messageId, headerValue(messageId));
   add(deadLetterHeaders.host, headerValue(story.host));
   for (const start of story.starts.slice(-maxStarts)) add(deadLetterHeaders.attempt, lineOf(start));
-  for (const [header, value] of own) if (!/^(nats|sortie)-/i.test(header)) add(header, value);
+  for (const [header, value] of own)
+    if (isName(header) && !/^(nats|sortie)-/i.test(header)) add(header, cleanValue(value));
   return { subject: consumer.deadLetter, payload: delivery.data, id, headers };
 
   function add(...header: [name: string, value: string]): void {
@@ -106,13 +107,27 @@ export function deadLetterOf(
 const maxStarts = 20;
 
 function lineOf({ at, host, error }: Start): string {
-  return headerValue(`${new Date(at).toISOString()} ${host} ${error ?? "its function died"}`).slice(0, 300);
+  return headerValue(`${new Date(at).toISOString()} ${host} ${error ?? "its function was not heard of again"}`).slice(
+    0,
+    300,
+  );
+}
+
+/** A name that every client can read. */
+function isName(name: string): boolean {
+  return /^[\x21-\x39\x3b-\x7e]+$/.test(name);
+}
+
+/** A foreign value as it is where every client can read it. */
+function cleanValue(value: string): string {
+  return /^[\x20-\x7e]*$/.test(value) ? value : escaped(value);
+}
+
+function escaped(text: string): string {
+  return text.replace(/[^\x20-\x7e]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 /** One line of printable ASCII, a kilobyte at most: a header cannot carry more safely. */
 function headerValue(text: string): string {
-  return text
-    .replace(/\s+/g, " ")
-    .replace(/[^\x20-\x7e]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`)
-    .slice(0, 1024);
+  return escaped(text.replace(/\s+/g, " ")).slice(0, 1024);
 }

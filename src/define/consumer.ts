@@ -23,6 +23,11 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
   filter?: Filter | readonly Filter[];
   /** How many handlers run at the same time within one invocation, be it with one message or with a batch. @default 16 */
   concurrency?: number;
+  /**
+   * Where an invocation has fewer places than its consumers want (`concurrency` of `serve`), a message of the consumer with
+   * the highest priority is started first; among equals that of the one with the fewest handlers running. @default 0
+   */
+  priority?: number;
   /** The most messages that one invocation has in hand at the same time, those that wait for a handler included. @default 256 */
   batch?: number;
   /** The most bytes that it has in hand; one message may always be as large as the server takes. @default 16 MiB */
@@ -49,6 +54,35 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
    */
   managed?: boolean;
   /**
+   * Stops every invocation of the consumer, on every host, where too many handlers fail: nothing is pulled and no attempt is
+   * burnt while it is open. After `openFor` one message is tried, and decides whether it closes or stays open. It costs a
+   * round trip at the start of an invocation, and a small record each second.
+   */
+  breaker?: {
+    /** Opens when this part of the handlers that ended within `window` has failed: more than 0, 1 for all of them. */
+    failureRatio: number;
+    /** And at least so many ended. @default 20 */
+    minimum?: number;
+    /** @default "1m" */
+    window?: Duration;
+    /** @default "30s" */
+    openFor?: Duration;
+    /** Whether an error tells of what the handler depends on. @default every one but a `NonRetriableError` */
+    counts?(error: unknown): boolean;
+  };
+  /**
+   * How many handlers are started in a time, over all invocations on all hosts: evenly, one after the other. A message over
+   * the limit waits, or is handed back until it may be started; that is no attempt. It costs a round trip for a batch.
+   */
+  rateLimit?: {
+    messages: number;
+    per: Duration;
+    /** Limits each key by itself, named in 1 to 500 bytes. @default all messages together */
+    key?(message: M): string;
+    /** How many may be started at once after a rest; within any `per` it is no more than `messages` and `burst`. @default 1 */
+    burst?: number;
+  };
+  /**
    * Messages with the same key are handled once: what comes again within `ttl` of being handled is acknowledged unhandled,
    * and what comes while another one is being handled waits for how that ends. It is beyond the stream's `duplicateWindow`,
    * which only knows ids of publishes. It costs a round trip for a batch, and two small records for a message.
@@ -61,6 +95,15 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
   };
 }
 
+/** When a circuit breaker opens, and for how long. */
+export interface BreakerPolicy {
+  readonly failureRatio: number;
+  readonly minimum: number;
+  readonly windowMs: number;
+  readonly openForMs: number;
+  readonly counts?: (error: unknown) => boolean;
+}
+
 /** A durable pull consumer as plain data. */
 export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extends string = string> {
   readonly kind: "consumer";
@@ -68,6 +111,7 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
   readonly name: string;
   readonly filters: readonly Filter[];
   readonly concurrency: number;
+  readonly priority: number;
   readonly retry: RetryPolicy;
   readonly deadLetter: string;
   readonly ackWaitMs: number;
@@ -76,6 +120,13 @@ export interface ConsumerDefinition<S extends Subjects = Subjects, Filter extend
   readonly maxBytes: number;
   readonly confirm: "together" | "each";
   readonly managed: boolean;
+  readonly breaker?: BreakerPolicy;
+  readonly rateLimit?: {
+    readonly perMs: number;
+    readonly everyMs: number;
+    readonly burst: number;
+    readonly key?: (message: Message) => string;
+  };
   readonly idempotency?: { readonly ttlMs: number; readonly key?: (message: Message) => string };
 }
 
@@ -94,9 +145,11 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
   assertName(name, what);
   const filters = filtersOf(stream, options.filter, what);
   const { concurrency = 16, retry = { attempts: 5, backoff: exponential("1s", { max: "5m" }) }, deadLetter } = options;
-  const { managed = true, confirm = "together", maxBytes = 16 * 1024 * 1024 } = options;
+  const { managed = true, confirm = "together", maxBytes = 16 * 1024 * 1024, priority = 0 } = options;
   const { maxAckPending = managed ? -1 : 1_000, batch = Math.max(256, concurrency) } = options;
   assertCounts({ concurrency, batch, maxBytes }, what);
+  if (!Number.isFinite(priority))
+    throw new SortieError("invalid-definition", `${what}: expected priority to be a number, got ${priority}`);
   assertRetryPolicy(retry, what);
   if (!["together", "each"].includes(confirm))
     throw new SortieError("invalid-definition", `${what}: expected confirm "together" or "each", got "${confirm}"`);
@@ -122,6 +175,7 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     name,
     filters: filters as unknown as readonly Filter[],
     concurrency,
+    priority,
     retry,
     deadLetter,
     ackWaitMs,
@@ -130,6 +184,8 @@ export function defineConsumer<S extends Subjects, const Filter extends string =
     maxBytes,
     confirm,
     managed,
+    ...(options.breaker && { breaker: breakerOf(options.breaker, what) }),
+    ...(options.rateLimit && { rateLimit: rateLimitOf(options.rateLimit, what) }),
     ...(options.idempotency && { idempotency: idempotencyOf(options.idempotency, ackWaitMs, what) }),
   };
 }
@@ -146,12 +202,57 @@ function idempotencyOf<M>(
       `${what}: expected idempotency.ttl to be longer than ackWait (${ackWaitMs} ms), after which a message comes again, got ${ttlMs} ms`,
     );
   }
-  if (key !== undefined && typeof key !== "function")
+  return { ttlMs, ...keyOf(key, `${what}: expected idempotency.key`) };
+}
+
+function breakerOf(
+  {
+    failureRatio,
+    minimum = 20,
+    window = "1m",
+    openFor = "30s",
+    counts,
+  }: NonNullable<ConsumerOptions<string>["breaker"]>,
+  what: string,
+): BreakerPolicy {
+  if (!(failureRatio > 0 && failureRatio <= 1)) {
     throw new SortieError(
       "invalid-definition",
-      `${what}: expected idempotency.key to be a function, got ${typeof key}`,
+      `${what}: expected breaker.failureRatio above 0 and up to 1, got ${failureRatio}`,
     );
-  return { ttlMs, ...(key && { key: key as (message: Message) => string }) };
+  }
+  assertCounts({ "breaker.minimum": minimum }, what);
+  const [windowMs, openForMs] = [toMs(window, `${what}, breaker.window`), toMs(openFor, `${what}, breaker.openFor`)];
+  for (const [option, ms] of Object.entries({ window: windowMs, openFor: openForMs })) {
+    if (ms < 100)
+      throw new SortieError(
+        "invalid-definition",
+        `${what}: expected breaker.${option} of 100 ms or more, got ${ms} ms`,
+      );
+  }
+  if (counts !== undefined && typeof counts !== "function")
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected breaker.counts to be a function, got ${typeof counts}`,
+    );
+  return { failureRatio, minimum, windowMs, openForMs, ...(counts && { counts }) };
+}
+
+function rateLimitOf<M>(
+  { messages, per, key, burst = 1 }: NonNullable<ConsumerOptions<string, M>["rateLimit"]>,
+  what: string,
+): NonNullable<ConsumerDefinition["rateLimit"]> {
+  assertCounts({ "rateLimit.messages": messages, "rateLimit.burst": burst }, what);
+  const perMs = toMs(per, `${what}, rateLimit.per`);
+  if (perMs < 1)
+    throw new SortieError("invalid-definition", `${what}: expected rateLimit.per to be a time, got ${per}`);
+  return { perMs, everyMs: perMs / messages, burst, ...keyOf(key, `${what}: expected rateLimit.key`) };
+}
+
+function keyOf<M>(key: ((message: M) => string) | undefined, expected: string) {
+  if (key === undefined) return {};
+  if (typeof key === "function") return { key: key as (message: Message) => string };
+  throw new SortieError("invalid-definition", `${expected} to be a function, got ${typeof key}`);
 }
 
 /** Never wider than what the stream declares, so that a consumer cannot swallow the stream's own schedules. */

@@ -1,4 +1,5 @@
 import type { ConsumerDefinition } from "./consumer.ts";
+import type { FanOut } from "./fan-out.ts";
 import type { StreamDefinition } from "./stream.ts";
 
 /**
@@ -13,8 +14,20 @@ export const attemptsStream = "SORTIE_ATTEMPTS";
 /** Which keys were handled, and which are being handled, for consumers with `idempotency`. */
 export const keysStream = "SORTIE_KEYS";
 
+/** The states of circuit breakers. */
+export const breakersStream = "SORTIE_BREAKERS";
+
+/** What is left of rate limits. */
+export const ratesStream = "SORTIE_RATES";
+
 /** Messages whose retry is far off, kept out of their consumer's `max_ack_pending`. */
 export const parkedStream = "SORTIE_PARKED";
+
+/** Which invocations may be connected at the same time, for apps with `fanOut`. */
+export const placesStream = "SORTIE_PLACES";
+
+/** Where that is kept: all apps of an account share it, as they share its connections. */
+export const placesSubject = "sortie.places";
 
 /** The server's word that it gave up on a message, for consumers with a `max_deliver` that is not ours. */
 const exhaustedStream = "SORTIE_EXHAUSTED";
@@ -38,6 +51,16 @@ export function attemptsSubject(stream: string, consumer: string, sequence: numb
 /** Where a key of a consumer is kept. */
 export function keySubject({ stream, name }: ConsumerDefinition, key: string): string {
   return `sortie.keys.${stream.name}.${name}.${key}`;
+}
+
+/** Where the state of a consumer's circuit breaker is kept, and told of. */
+export function breakerSubject({ stream, name }: ConsumerDefinition): string {
+  return `sortie.breakers.${stream.name}.${name}`;
+}
+
+/** Where a consumer's rate limit is kept; for a limit by key, a token for the key follows. */
+export function rateSubject({ stream, name }: ConsumerDefinition): string {
+  return `sortie.rates.${stream.name}.${name}`;
 }
 
 /** Where one message is parked; `*` for all of a consumer. */
@@ -69,8 +92,8 @@ export function companionsOf(
   return [...(parks(consumer) ? [parked] : []), ...(managed ? [] : [exhausted])];
 }
 
-/** The streams of ours that these consumers need; as safe in a cluster as the safest of theirs. */
-export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefinition[] {
+/** The streams of ours that these consumers, and invocations that fan out, need; as safe in a cluster as the safest of theirs. */
+export function ownStreams(consumers: readonly ConsumerDefinition[], fanOut?: FanOut): StreamDefinition[] {
   const replicas = Math.max(1, ...consumers.map(({ stream }) => stream.replicas));
   const base = {
     kind: "stream",
@@ -86,30 +109,30 @@ export function ownStreams(consumers: readonly ConsumerDefinition[]): StreamDefi
     retention: "workqueue",
   } as const;
   const streams: StreamDefinition[] = [];
-  if (consumers.length > 0) {
-    streams.push({
-      ...base,
-      name: attemptsStream,
-      subjects: [attemptsSubject("*", "*", "*", "*")],
-      retention: "limits",
-      maxMessagesPerSubject: 1,
-      maxAgeMs: 90 * 86_400_000, // what a function that died left behind
-    });
-  }
-  const ttls = consumers.flatMap(({ idempotency }) => idempotency?.ttlMs ?? []);
-  if (ttls.length > 0) {
-    streams.push({
-      ...base,
-      name: keysStream,
-      subjects: ["sortie.keys.>"],
-      retention: "limits",
-      maxMessagesPerSubject: 1,
-      maxAgeMs: Math.max(...ttls, longestInvocationMs),
-    });
-  }
+  const recordsOf = (name: string, subject: string, maxAgeMs: number): StreamDefinition => ({
+    ...base,
+    name,
+    subjects: [subject],
+    retention: "limits",
+    maxMessagesPerSubject: 1,
+    maxAgeMs,
+  });
+  // the attempts that outlive their function are what one that died left behind
+  if (consumers.length > 0)
+    streams.push(recordsOf(attemptsStream, attemptsSubject("*", "*", "*", "*"), 90 * 86_400_000));
+  const keptMs = consumers.flatMap(({ idempotency }) => idempotency?.ttlMs ?? []);
+  if (keptMs.length > 0) streams.push(recordsOf(keysStream, "sortie.keys.>", Math.max(...keptMs, longestInvocationMs)));
+  if (consumers.some(({ breaker }) => breaker)) streams.push(recordsOf(breakersStream, "sortie.breakers.>", 0));
+  const periodsMs = consumers.flatMap(({ rateLimit }) => rateLimit?.perMs ?? []);
+  if (periodsMs.length > 0)
+    streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...periodsMs, longestInvocationMs)));
+  if (fanOut) streams.push(recordsOf(placesStream, placesSubject, 2 * longestInvocationMs)); // by then all of it has lapsed
   if (consumers.some(parks))
     streams.push({ ...base, name: parkedStream, subjects: [parkedSubject("*", "*", "*", "*")] });
-  if (consumers.some(({ managed }) => !managed))
-    streams.push({ ...base, name: exhaustedStream, subjects: [exhaustedSubject("*", "*")] });
+  const foreign = consumers.filter(({ managed }) => !managed);
+  if (foreign.length > 0) {
+    const subjects = foreign.map(({ stream, name }) => exhaustedSubject(stream.name, name));
+    streams.push({ ...base, name: exhaustedStream, subjects });
+  }
   return streams;
 }

@@ -104,10 +104,15 @@ export function decisionFor(error: unknown, rules: readonly RetryRule[] = []): R
 
 function matches({ on }: RetryRule, error: unknown): boolean {
   try {
-    return isErrorClass(on) ? error instanceof on : on(error);
+    return isInstance(error, on) || (!isErrorClass(on) && on(error) === true);
   } catch {
     return false;
   }
+}
+
+/** By `Symbol.hasInstance` as well, with which a library may make classes of its own kind. */
+function isInstance(error: unknown, on: RetryRule["on"]): boolean {
+  return typeof on.prototype === "object" && error instanceof on;
 }
 
 function isErrorClass(on: RetryRule["on"]): on is new (...args: never[]) => Error {

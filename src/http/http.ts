@@ -17,6 +17,11 @@ export interface HttpOptions {
   publishToken(c: Context): string | undefined;
   /** Milliseconds that the platform leaves to the request. @default unlimited */
   remaining?(c: Context): number;
+  /**
+   * Told of each message that is stored, before the answer leaves; `began` is when its request came, in epoch milliseconds.
+   * What it starts must not be waited for, and it must not throw.
+   */
+  onPublished?(c: Context, subject: string, began: number): void;
 }
 
 const maxBodyBytes = 1024 * 1024; // nats-server's own max_payload, unless configured
@@ -57,6 +62,7 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     onError: (c) => problem(c, "payload-too-large", `Expected a payload of ${maxBodyBytes} bytes at most`),
   });
   http.post("/publish/:subject", authorized, limit, async (c) => {
+    const began = Date.now();
     const unknown = Object.keys(c.req.query());
     if (unknown.length > 0)
       return problem(c, "invalid-request", `Expected no query parameters, got ${unknown.join(", ")}`);
@@ -88,6 +94,7 @@ export function createHttp(app: App, options: HttpOptions): Hono {
           `This Idempotency-Key was used for another message of stream "${published.stream}" (sequence ${published.sequence}); expected a key of its own for each message`,
         );
       }
+      options.onPublished?.(c, subject, began);
       return c.json(published, 202);
     } catch (error) {
       await assertLoggedIn(connection);

@@ -4,6 +4,7 @@ import { within } from "./within.ts";
 /** What the server says of a consumer, as far as it matters to who pulls from it. */
 export interface ConsumerInfo {
   readonly error?: { readonly code: number };
+  readonly num_pending?: number;
   readonly num_ack_pending?: number;
   readonly config?: { readonly max_ack_pending?: number };
 }

@@ -44,6 +44,13 @@ export function deliveryOf(message: Msg): Delivery | undefined {
   };
 }
 
+/** The consumer that a settlement sent to an ack subject goes to. */
+export function consumerOf(ackSubject: string): { stream: string; consumer: string } {
+  const tokens = ackSubject.split(".");
+  const from = tokens.length === 9 ? 2 : 4;
+  return { stream: tokens[from] as string, consumer: tokens[from + 1] as string };
+}
+
 /** A name for this delivery's message that stays the same at every redelivery, and for ever after its stream was made anew. */
 export function derivedId(delivery: Delivery, suffix: string | number): string {
   return `${delivery.stream}.${delivery.consumer}.${delivery.sequence}.${delivery.storedNs}.${suffix}`;

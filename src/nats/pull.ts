@@ -35,6 +35,9 @@ export interface Puller {
   close(): void;
 }
 
+/** How long nothing may come of a pull of which something came. */
+const quietMs = 250;
+
 /**
  * Pulls from one consumer over one subscription. A pull that does not wait carries `no_wait`; where deliveries may be
  * outstanding up to a limit (`bounded`) an `expires` of a few milliseconds as well, for the server leaves a bare `no_wait`
@@ -54,6 +57,8 @@ export function openPuller(
   let pulls = 0;
   let pending: number | undefined; // as long as nothing has come, nobody knows
   let heardAt = Date.now();
+  const mute = new Set<Request<RequestEnd>>(); // may end without a word
+  let quiet: ReturnType<typeof setTimeout> | undefined;
 
   const subscription = connection.subscribe(`${prefix}.*`, {
     callback: (error, message) => {
@@ -63,6 +68,7 @@ export function openPuller(
         pending = delivery.pending;
         requests.delivered();
         onDelivery(delivery);
+        if (mute.size > 0) quiet ??= setTimeout(whenQuiet, quietMs);
       } else if (error) {
         requests.endAll(lost(error.message));
       } else {
@@ -89,6 +95,15 @@ export function openPuller(
     return new SortieError("connection-lost", `${what}: ${reason}`);
   }
 
+  /** The server says nothing of a request whose bytes are used up to the last one: it is over where no more comes of it. */
+  function whenQuiet(): void {
+    quiet = undefined;
+    if (mute.size === 0) return;
+    const leftMs = heardAt + quietMs - Date.now();
+    if (leftMs > 0) quiet = setTimeout(whenQuiet, leftMs);
+    else if (pending !== 0) for (const request of mute) requests.giveUp(request, "more");
+  }
+
   function ask(
     asked: { batch: number; maxBytes: number; expiresMs: number; wait?: boolean },
     patienceMs: number,
@@ -104,6 +119,7 @@ export function openPuller(
         subject,
         batch,
         end(end) {
+          mute.delete(request);
           clearTimeout(timer);
           resolve(end);
         },
@@ -115,11 +131,13 @@ export function openPuller(
         else requests.giveUp(request, new SortieError("timed-out", silent()));
       }
       requests.add(request);
+      if (maxBytes < Infinity && !(wait && limits.outstanding)) mute.add(request);
       const body = {
         batch,
         ...(!wait && { no_wait: true }),
-        ...(expiresMs > 0 && { expires: Math.round(expiresMs) * 1_000_000 }),
-        ...(maxBytes < Infinity && { max_bytes: maxBytes }),
+        ...(expiresMs > 0 && { expires: Math.max(1, Math.round(expiresMs)) * 1_000_000 }),
+        // messages of one size would use up a round number exactly, time after time
+        ...(maxBytes < Infinity && { max_bytes: maxBytes - (maxBytes > 1_000 ? pulls % 8 : 0) }),
       };
       connection.publish(subjectOfPulls, JSON.stringify(body), { reply: subject });
     });
@@ -142,7 +160,7 @@ export function openPuller(
     if (end === "gone" || (end instanceof SortieError && end.code === "timed-out")) {
       const silence = end === "gone" ? lost("nobody answers for it, as while it has no leader") : end;
       limits.outstanding ||= silence === end; // there may be a limit that its definition does not have
-      return explainSilence(silence, asked.patienceMs * 0.2);
+      return explainSilence(silence, Math.max(asked.patienceMs * 0.2, Math.min(asked.patienceMs, 500)));
     }
     if (end instanceof SortieError) throw end;
     return end;
@@ -180,6 +198,8 @@ export function openPuller(
     close() {
       listens();
       subscription.unsubscribe();
+      requests.endAll("again"); // nobody waits any more
+      clearTimeout(quiet);
     },
   };
 }

@@ -5,7 +5,7 @@ import { isCaptured, untilLed } from "./leader.ts";
 import { within } from "./within.ts";
 
 /** What a stream has stored for a subject. */
-export interface Stored<T> {
+interface Stored<T> {
   readonly value: T;
   /** What it is replaced or removed by. */
   readonly revision: number;

@@ -10,6 +10,8 @@ import { SortieError } from "../errors.ts";
  */
 export const crashPoints: { reached?: (point: string, phase: "before" | "after") => void } = {};
 
+const longestMs = 0x7fffffff; // a timer for longer would ring at once
+
 /** Waits for what ends by itself in time. */
 export async function point<T>(what: string, promise: PromiseLike<T>): Promise<T> {
   crashPoints.reached?.(what, "before");
@@ -34,7 +36,7 @@ export async function within<T>(ms: number, what: string, promise: Promise<T>): 
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(
       () => reject(new SortieError("timed-out", `${what} took longer than the ${Math.round(ms)} ms it had`)),
-      Math.max(0, ms),
+      Math.max(0, Math.min(ms, longestMs)),
     );
   });
   try {

@@ -1,12 +1,13 @@
 import { type ConsumerConfig, JetStreamApiError, type JetStreamManager, type StreamConfig } from "@nats-io/jetstream";
 import type { ConsumerDefinition } from "../define/consumer.ts";
+import type { FanOut } from "../define/fan-out.ts";
 import { companionOf, companionsOf, ownStreams } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { covers } from "../define/subject.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { managerOn, serverIsAtLeast } from "../nats/jetstream.ts";
-import { planConsumer, planStream, type Step } from "./plan.ts";
+import { planConsumer, planStream, type Step, sharedStream } from "./plan.ts";
 
 /** What became of one definition. */
 export interface Applied {
@@ -20,6 +21,8 @@ export interface Applied {
 export interface Definitions {
   readonly streams: readonly StreamDefinition[];
   readonly consumers: readonly ConsumerDefinition[];
+  /** Where invocations may fan out. */
+  readonly fanOut?: FanOut | undefined;
 }
 
 /**
@@ -29,7 +32,7 @@ export interface Definitions {
  */
 export async function apply(
   connection: Connection,
-  { streams, consumers }: Definitions,
+  { streams, consumers, fanOut }: Definitions,
   log: (applied: Applied) => void = () => {},
 ): Promise<Applied[]> {
   const jsm = await managerOn(connection);
@@ -39,12 +42,10 @@ export async function apply(
     applied.push(one);
     log(one);
   };
-  for (const definition of [...streams, ...ownStreams(consumers)]) {
-    const { name } = definition;
-    const step = planStream(definition, await found(jsm.streams.info(name).then(({ config }) => config)), can);
-    const [create, update] = [() => jsm.streams.add(step.config), () => jsm.streams.update(name, step.config)];
-    done(await carryOut("stream", name, step, create, update));
-  }
+  for (const definition of streams)
+    await applyStream(definition.name, (current) => planStream(definition, current, can));
+  for (const own of ownStreams(consumers, fanOut))
+    await applyStream(own.name, (current) => planStream(sharedStream(own, current), current, can));
   for (const definition of consumers) {
     await assertDeadLettersStored(jsm, streams, definition);
     if (definition.managed) await applyConsumer(definition.stream.name, definition);
@@ -55,6 +56,15 @@ export async function apply(
     }
   }
   return applied;
+
+  async function applyStream(
+    name: string,
+    plan: (current: StreamConfig | undefined) => ReturnType<typeof planStream>,
+  ): Promise<void> {
+    const step = plan(await found(jsm.streams.info(name).then(({ config }) => config)));
+    const [create, update] = [() => jsm.streams.add(step.config), () => jsm.streams.update(name, step.config)];
+    done(await carryOut("stream", name, step, create, update));
+  }
 
   async function applyConsumer(stream: string, definition: Parameters<typeof planConsumer>[0]): Promise<void> {
     const { name } = definition;
@@ -68,11 +78,20 @@ export async function apply(
   }
 }
 
-async function leftAlone(jsm: JetStreamManager, { name, stream }: ConsumerDefinition): Promise<Applied> {
-  if (!(await found(jsm.consumers.info(stream.name, name)))) {
+async function leftAlone(jsm: JetStreamManager, { name, stream, ackWaitMs }: ConsumerDefinition): Promise<Applied> {
+  const info = await found(jsm.consumers.info(stream.name, name));
+  if (!info) {
     throw new SortieError(
       "provision-refused",
       `Consumer "${name}" of stream "${stream.name}" is defined as not managed, and does not exist on the server: whoever provisions it has to come first, or leave \`managed: false\` out`,
+    );
+  }
+  const { ack_wait = 0, backoff = [] } = info.config;
+  const serverMs = Math.min(ack_wait, ...backoff) / 1_000_000;
+  if (serverMs < ackWaitMs) {
+    throw new SortieError(
+      "provision-refused",
+      `Consumer "${name}" of stream "${stream.name}": the server waits ${serverMs} ms for an acknowledgement (its ack_wait, or the least of its backoff), and the definition says ${ackWaitMs} ms, so that messages would go to others while they are being handled. Give the definition ackWait: ${serverMs}`,
     );
   }
   return { kind: "consumer", name: `${stream.name}/${name}`, action: "none", changes: [] };

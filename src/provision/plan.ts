@@ -61,6 +61,15 @@ export function planStream(
   return step.action === "create" ? { ...step, config: { ...wanted, allow_direct: true } } : step;
 }
 
+/** A stream of Sortie's own, which apps share on a server: what another one needs of it is not lowered. */
+export function sharedStream(definition: StreamDefinition, current: StreamConfig | undefined): StreamDefinition {
+  if (!current) return definition;
+  const ages = [definition.maxAgeMs, current.max_age / 1_000_000];
+  const maxAgeMs = ages.includes(0) ? 0 : Math.max(...ages);
+  const subjects = [...new Set([...current.subjects, ...definition.subjects])];
+  return { ...definition, subjects, maxAgeMs, replicas: Math.max(definition.replicas, current.num_replicas) };
+}
+
 /** What it takes to make a consumer as defined. Throws `provision-refused` for what the server is too old for. */
 export function planConsumer(
   definition: Pick<ConsumerDefinition, "name" | "filters" | "ackWaitMs" | "maxAckPending">,

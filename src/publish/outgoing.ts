@@ -68,6 +68,7 @@ export function headersSize({ id, stream, headers = [] }: Pick<Outgoing, "id" | 
   const lines = [...headers];
   if (id) lines.push(["Nats-Msg-Id", id]);
   if (stream) lines.push(["Nats-Expected-Stream", stream]);
+  if (lines.length === 0) return 0;
   return lines.reduce((sum, header) => sum + lineSize(header), "NATS/1.0\r\n\r\n".length);
 }
 

@@ -4,7 +4,7 @@ import type { Connection } from "../nats/connection.ts";
 import { isNoResponders, isTimeout, publisherOn } from "../nats/jetstream.ts";
 import { isCaptured, untilLed } from "../nats/leader.ts";
 import { within } from "../nats/within.ts";
-import { headersSize, type Outgoing } from "./outgoing.ts";
+import { type Headers, headersSize, type Outgoing } from "./outgoing.ts";
 
 /** Where the server stored a message; `duplicate` where one with its id was there already. */
 export interface Published {
@@ -25,12 +25,12 @@ export async function publish(connection: Connection, outgoing: Outgoing, ms: nu
   if (payload.length + besides > limit) {
     throw new SortieError(
       "payload-too-large",
-      `The message for "${subject}" has ${payload.length} bytes and ${besides} of headers; here it may have ${limit} in all (the server's max_payload, less room for the story of a dead letter)`,
+      `The message for "${subject}" has ${payload.length} bytes and ${besides} of headers; here it may have ${limit} in all (the server's max_payload${stream ? ", less room for the story of a dead letter" : ""})`,
     );
   }
   const publishOnce = (leftMs: number) => {
     const options = {
-      headers: headersFor(outgoing),
+      ...(outgoing.headers && { headers: headersFor(outgoing.headers) }),
       timeout: Math.max(1, leftMs),
       ...(id && { msgID: id }),
       ...(stream && { expect: { streamName: stream } }),
@@ -59,7 +59,7 @@ export function maxPayloadOf(connection: Connection): number {
   return connection.info?.max_payload ?? 1024 * 1024;
 }
 
-function headersFor({ headers: values = [] }: Outgoing): MsgHdrs {
+function headersFor(values: Headers): MsgHdrs {
   const hdrs = headers();
   for (const [name, value] of values) hdrs.append(name, value);
   return hdrs;

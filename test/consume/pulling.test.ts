@@ -78,6 +78,18 @@ describe("the bytes in hand", () => {
   });
 });
 
+describe("the bytes of a pull", () => {
+  it("may be used up to the last one, of which the server says nothing", async () => {
+    const payload = JSON.stringify({ n: 1, pad: "x".repeat(50) });
+    const nanoseconds = "1".repeat(19);
+    const one = `jobs.a$JS.ACK.JOBS.worker.1.1.1.${nanoseconds}.1${payload}`.length; // as the server counts it
+    system = await start({ maxBytes: 4 * one }); // each pull asks for half of that
+    await Promise.all(Array.from({ length: 9 }, () => system.publish("jobs.a", JSON.parse(payload))));
+    const { consumers } = await system.invoke({ budgetMs: 5_000 });
+    expect(consumers).toMatchObject([{ acked: 9, ended: "drained" }]);
+  });
+});
+
 describe("what came while handlers ran", () => {
   it("is handled in the same invocation", async () => {
     const handled: number[] = [];

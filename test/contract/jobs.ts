@@ -12,7 +12,7 @@ import {
 import type { Observer, System } from "../support/system.ts";
 
 /** Starts a server of one's own with an app applied to it. */
-export type Start = (app: Pick<App, "streams" | "bindings">) => Promise<System>;
+export type Start = (app: Pick<App, "streams" | "bindings" | "fanOut">) => Promise<System>;
 
 const Job = z.object({ n: z.number() });
 
@@ -23,7 +23,10 @@ export const jobs = defineStream("JOBS", {
 });
 export const dead = defineStream("DEAD", { captures: ["dead.>"] });
 
-export function worker(options: Partial<ConsumerOptions<"jobs.do">> = {}, stream = jobs) {
+export function worker(
+  options: Partial<ConsumerOptions<"jobs.do", Message<"jobs.do", { n: number }>>> = {},
+  stream = jobs,
+) {
   const retry = { attempts: 3, backoff: fixed(20) };
   return defineConsumer(stream, "worker", { filter: "jobs.do", deadLetter: "dead.jobs", retry, ...options });
 }

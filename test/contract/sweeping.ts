@@ -18,7 +18,7 @@ import {
 
 /** Messages that the server gives up on, as the `max_deliver` says of a consumer that someone else has made. */
 export function sweeping(start: Start): void {
-  const foreign = worker({ managed: false });
+  const foreign = worker({ managed: false, ackWait: "1s" });
 
   async function startForeign(handler: JobHandler) {
     const app = appOf(foreign, handler);

@@ -1,9 +1,8 @@
-import { once } from "node:events";
-import { createServer } from "node:net";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { app } from "../../functions/app.ts";
 import { type LocalWorker, startWorker } from "../../scripts/worker.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
+import { freePort, type Monitoring, monitoring } from "../support/monitoring.ts";
 import { startPeer, upgradesOnly } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
@@ -11,13 +10,12 @@ import { type System, startSystem } from "../support/system.ts";
 const cron = "* * * * *";
 let system: System;
 let worker: LocalWorker;
-let monitor: string;
+let monitor: Monitoring;
 const logs: string[] = [];
 
 beforeAll(async () => {
-  const port = await freePort();
-  monitor = `http://127.0.0.1:${port}`;
-  system = await startSystem(app, { config: `http: 127.0.0.1:${port}` });
+  monitor = await monitoring();
+  system = await startSystem(app, monitor);
   worker = await startWorker({
     bindings: { NATS_URL: system.server.url, SORTIE_PUBLISH_TOKEN: "s3cret" },
     onLog: (line) => logs.push(line),
@@ -28,15 +26,6 @@ afterAll(async () => {
   await system[Symbol.asyncDispose]();
 });
 
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as { port: number };
-  server.close();
-  await once(server, "close");
-  return port;
-}
-
 async function post(subject: string, payload: unknown, { at = worker, token = "s3cret" } = {}) {
   const response = await fetch(new URL(`publish/${subject}`, at.url), {
     method: "POST",
@@ -44,12 +33,6 @@ async function post(subject: string, payload: unknown, { at = worker, token = "s
     body: JSON.stringify(payload),
   });
   return { status: response.status, answer: (await response.json()) as Record<string, unknown> };
-}
-
-async function connections(): Promise<string[]> {
-  const response = await fetch(new URL("/connz", monitor));
-  const { connections } = (await response.json()) as { connections: { name?: string }[] };
-  return connections.map(({ name }) => name ?? "").filter((name) => name === "sortie");
 }
 
 describe("the deployable Worker", () => {
@@ -68,7 +51,7 @@ describe("the deployable Worker", () => {
       .toContainEqual(
         expect.objectContaining({ consumer: "resizer", pulled: 20, acked: 20, unconfirmed: 0, ended: "drained" }),
       );
-    await expect.poll(connections).toEqual([]);
+    await expect.poll(() => monitor.connections()).toEqual([]);
   });
 
   it("is what wrangler.toml says", () => {

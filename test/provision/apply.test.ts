@@ -69,6 +69,16 @@ describe("apply", () => {
     );
   });
 
+  it("leaves the streams that apps share as wide as another app needs them", async () => {
+    const long = stream("LONG");
+    const consumer = (name: string, ttl: "1h" | "7d") =>
+      defineConsumer(long, name, { deadLetter: "dead.LONG", idempotency: { ttl }, ackWait: "45s" });
+    await apply(connection, { streams: [long], consumers: [consumer("one", "7d")] });
+    const again = await apply(connection, { streams: [long], consumers: [consumer("two", "1h")] });
+    expect(again.find(({ name }) => name === "SORTIE_KEYS")).toMatchObject({ action: "none" });
+    expect((await system.jsm.streams.info("SORTIE_KEYS")).config.max_age).toBe(7 * 86_400e9);
+  });
+
   it("lets messages be scheduled into a stream that nothing could push them out of", async () => {
     await applyStream("TIMED");
     expect((await system.jsm.streams.info("TIMED")).config).toMatchObject({
@@ -208,6 +218,15 @@ describe("a plan for an older server", () => {
   });
 });
 
+const cli = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+
+/** Runs the command line, which may fail. */
+function run(args: string[], env: Record<string, string>) {
+  return promisify(execFile)(process.execPath, [cli, ...args], { env: { ...process.env, ...env } }).catch(
+    ({ stdout, stderr, code }: { stdout: string; stderr: string; code: number }) => ({ stdout, stderr, code }),
+  );
+}
+
 describe("sortie apply", () => {
   let empty: System;
   beforeAll(async () => {
@@ -215,15 +234,8 @@ describe("sortie apply", () => {
   });
   afterAll(() => empty[Symbol.asyncDispose]());
 
-  const cli = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
   const sortie = (args: string[], env: Record<string, string> = {}) =>
-    promisify(execFile)(process.execPath, [cli, ...args], {
-      env: { ...process.env, NATS_URL: empty.server.url, ...env },
-    }).catch(({ stdout, stderr, code }: { stdout: string; stderr: string; code: number }) => ({
-      stdout,
-      stderr,
-      code,
-    }));
+    run(args, { NATS_URL: empty.server.url, ...env });
 
   it("creates the sample system from its TypeScript, and says so", async () => {
     const { stdout } = await sortie(["apply", "functions/app.ts"]);
@@ -270,6 +282,41 @@ describe("sortie apply", () => {
     await writeFile(join(folder, "empty.ts"), "export const hello: number = 1;\n");
     const { stderr } = await sortie(["apply", join(folder, "empty.ts")]);
     expect(stderr).toMatch(/empty.ts exports hello; expected an app \(createApp\)/);
+    await rm(folder, { recursive: true });
+  });
+});
+
+describe("sortie breaker", () => {
+  it("looks at a breaker, opens it and closes it, or says what it needs to know", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "sortie-cli-"));
+    const library = fileURLToPath(new URL("../../dist/index.js", import.meta.url));
+    const file = join(folder, "app.ts");
+    await writeFile(
+      file,
+      `import { defineConsumer, defineStream } from ${JSON.stringify(library)};
+       const any = { "~standard": { version: 1, vendor: "none", validate: (value: unknown) => ({ value }) } } as const;
+       const stream = defineStream("BROKEN", { subjects: { "broken.a": any }, captures: ["dead.broken"] });
+       export const plain = defineConsumer(stream, "plain", { deadLetter: "dead.broken" });
+       export const worker = defineConsumer(stream, "worker", { deadLetter: "dead.broken", breaker: { failureRatio: 1 } });`,
+    );
+    const sortie = async (command: string, ...args: string[]) => {
+      const { stdout, stderr } = await run([command, file, ...args], { NATS_URL: system.server.url });
+      return stdout + stderr;
+    };
+    await sortie("apply");
+    expect(await sortie("breaker", "worker")).toBe("closed\n");
+    expect(await sortie("breaker", "worker", "--trip", "10m")).toMatch(
+      /^open since \S+, one message is tried after \S+: opened by hand\n$/,
+    );
+    expect((await system.jsm.consumers.info("BROKEN", "worker")).paused).toBe(true);
+    expect(await sortie("breaker", "BROKEN/worker")).toMatch(/^open since /);
+    expect(await sortie("breaker", "worker", "--reset")).toBe("closed\n");
+    expect((await system.jsm.consumers.info("BROKEN", "worker")).paused).toBeFalsy();
+    expect(await sortie("breaker", "nobody")).toMatch(
+      /^Expected one consumer of .* \(BROKEN\/plain, BROKEN\/worker\), got "nobody"\n$/,
+    );
+    expect(await sortie("breaker", "plain")).toMatch(/is defined without a breaker\n$/);
+    expect(await sortie("breaker", "worker", "--trip", "soon")).toMatch(/--trip: expected milliseconds or a duration/);
     await rm(folder, { recursive: true });
   });
 });

@@ -46,13 +46,13 @@ export interface SystemOptions extends NatsServerOptions {
 }
 
 export async function startSystem(
-  app: Pick<App, "streams" | "bindings">,
+  app: Pick<App, "streams" | "bindings" | "fanOut">,
   { client = "wsconnect", ...options }: SystemOptions = {},
 ): Promise<System> {
   const server = await startNatsServer(options);
   const connect = (ms: number): Promise<Connection> => clients[client](server, ms);
   const sortie = await connect(5_000);
-  await apply(sortie, { streams: app.streams, consumers: app.bindings.map(({ consumer }) => consumer) });
+  await apply(sortie, { ...app, consumers: app.bindings.map(({ consumer }) => consumer) });
   disconnect(sortie);
   const observer = await observe(server);
   const events: InvocationEvent[] = [];
@@ -65,6 +65,7 @@ export async function startSystem(
       invoke({
         streams: app.streams,
         bindings: app.bindings,
+        fanOut: app.fanOut,
         connect,
         deadline: Date.now() + budgetMs,
         log: (event) => events.push(event),

@@ -1,0 +1,34 @@
+import { resolve } from "node:path";
+import { createJiti } from "jiti";
+import { SortieError, textOf } from "../errors.ts";
+import { assertLoggedIn, type Connection, connect, disconnect } from "../nats/connection.ts";
+import type { Definitions } from "../provision/apply.ts";
+import { collect } from "./definitions.ts";
+
+/**
+ * Reads a module's definitions and connects to the server for what `carryOut` does with both.
+ * @throws SortieError, with a sentence for whoever sits at the terminal.
+ */
+export async function session(
+  command: string,
+  file: string,
+  { server }: { server?: string },
+  carryOut: (connection: Connection, definitions: Definitions) => Promise<void>,
+): Promise<void> {
+  if (!server) throw new SortieError("invalid-option", "Which server? Set NATS_URL or pass --server wss://…");
+  const exported = await createJiti(import.meta.url, { fsCache: false }).import<Record<string, unknown>>(resolve(file));
+  const definitions = collect(file, exported);
+  const { NATS_CREDS: creds, NATS_TOKEN: token } = process.env;
+  const connection = await connect({ url: server, creds, token, name: `sortie ${command}` }, 10_000);
+  try {
+    await carryOut(connection, definitions);
+  } catch (error) {
+    await assertLoggedIn(connection);
+    if (error instanceof SortieError) throw error;
+    throw new SortieError("connection-lost", `Stopped by the server or the network: ${textOf(error)}`, {
+      cause: error,
+    });
+  } finally {
+    disconnect(connection);
+  }
+}

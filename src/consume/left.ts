@@ -1,0 +1,77 @@
+import type { ConsumerDefinition } from "../define/consumer.ts";
+import { parkedStream } from "../define/own.ts";
+import { consumerInfo } from "../nats/consumer-info.ts";
+import { point } from "../nats/within.ts";
+import type { Circumstances } from "./circumstances.ts";
+import type { Binding } from "./handler.ts";
+import type { Held } from "./held.ts";
+import { type Asked, type PutOff, planRemainder, type Remainder } from "./remainder.ts";
+import type { ConsumerReport } from "./report.ts";
+import type { Settled } from "./settle.ts";
+import { resolveParked, type Source } from "./source.ts";
+
+/** Keeps what is known of what an invocation leaves of one consumer. */
+export interface Left {
+  /** Takes note of a message that did not simply succeed. */
+  settled(one: Held, settled: Settled): void;
+  /** Takes note of a settlement without the server's word: the message comes again after the ack-wait. */
+  unconfirmed(one: Held): void;
+  /** Takes note of how many messages wait on a source, as the server said last; undefined where it has not. */
+  waiting(kind: Source["kind"], messages: number | undefined): void;
+  /** What is left, with the server's word on its consumer where it was asked while `unsettled` messages were in hand. */
+  sum(ended: ConsumerReport["ended"], asked?: Asked): Remainder;
+}
+
+export function openLeft(consumer: ConsumerDefinition, now: () => number): Left {
+  const putOff = new Map<Held["key"], PutOff>(); // by the message, wherever its delivery came from
+  const waiting: Partial<Record<Source["kind"], number | undefined>> = {};
+
+  function keyOf({ key, delivery, source }: Held): Held["key"] {
+    if (delivery.stream === consumer.stream.name) return delivery.sequence;
+    const isParked = source === "parked" && delivery.stream === parkedStream;
+    return isParked ? resolveParked(consumer, delivery).delivery.sequence : key;
+  }
+
+  return {
+    settled(one, { settlement, parked = false }) {
+      if (one.lost || settlement.kind === "ack" || settlement.kind === "dead-letter") {
+        putOff.delete(keyOf(one));
+        return;
+      }
+      const outstanding = one.source === "own" && !parked;
+      putOff.set(keyOf(one), { dueAt: now() + (settlement.delayMs ?? 0), outstanding });
+    },
+    unconfirmed(one) {
+      putOff.set(keyOf(one), { dueAt: now() + consumer.ackWaitMs, outstanding: one.source === "own" });
+    },
+    waiting(kind, messages) {
+      waiting[kind] = messages;
+    },
+    sum: (ended, asked) => {
+      const { maxAckPending } = consumer;
+      return planRemainder({ ended, waiting, putOff: [...putOff.values()], asked, maxAckPending, now: now() });
+    },
+  };
+}
+
+/**
+ * Asks the server what is left of a consumer when the last of what is in hand is being settled: in one flight with that.
+ * Undefined where it does not say.
+ */
+export async function askLeft(
+  { consumer: { name, stream } }: Binding,
+  hand: { readonly size: number; readonly messages: number; until(condition: () => boolean): Promise<void> },
+  { connection, clock }: Pick<Circumstances, "connection" | "clock">,
+): Promise<Asked | undefined> {
+  await point(
+    "waiting for the last to be settled",
+    hand.until(() => hand.messages === 0),
+  );
+  const unsettled = hand.size;
+  const ms = Math.min(5_000, clock.budget.settleBy - clock.now());
+  const asked = consumerInfo(connection, { stream: stream.name, consumer: name }, ms);
+  return asked.then(
+    (info) => (info.error ? undefined : { info, unsettled }),
+    () => undefined,
+  );
+}

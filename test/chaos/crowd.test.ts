@@ -1,0 +1,208 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { jetstream, jetstreamManager } from "@nats-io/jetstream";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { breakerSubject } from "../../src/define/own.ts";
+import { connect, disconnect } from "../../src/nats/connection.ts";
+import { apply } from "../../src/provision/apply.ts";
+import { startNatsServer } from "../../src/testing/nats-server.ts";
+import { type Agreement, concurrency, crowdApp, openForMs, perSecond } from "./crowd-app.ts";
+import type { Membership } from "./crowd-member.ts";
+import { type Observed, observe } from "./harness.ts";
+
+const full = process.env.CHAOS === "full";
+const mortality = full ? [false, true] : [true];
+const members = 8;
+const mostDeaths = 40; // the end is for coming to rest
+const memberFile = fileURLToPath(new URL("crowd-member.ts", import.meta.url));
+const folder = mkdtempSync(join(tmpdir(), "sortie-crowd-"));
+let observed: Observed;
+
+beforeAll(async () => {
+  observed = await observe(await startNatsServer());
+});
+afterAll(async () => {
+  await observed.tcp.close();
+  await observed.server.stop();
+  rmSync(folder, { recursive: true });
+});
+
+interface Start {
+  readonly n: number;
+  readonly key: string;
+  readonly attempt: number;
+  readonly pid: number;
+  readonly at: number;
+}
+
+/** Streams with messages in them, and eight processes that work on these one invocation after the other. */
+async function gather(agreement: Agreement, messages: readonly { n: number; key: string }[], mortal: boolean) {
+  const { server, tcp } = observed;
+  const log = join(folder, `${agreement}-${mortal}`);
+  writeFileSync(log, "");
+  const { app, jobs, dead, worker } = crowdApp(agreement, log);
+  const jsm = await jetstreamManager(tcp);
+  for (const { name } of [jobs, dead]) await jsm.streams.delete(name).catch(() => {});
+  const connection = await connect({ url: server.url }, 5_000);
+  await apply(connection, { streams: app.streams, consumers: [worker] });
+  disconnect(connection);
+  const js = jetstream(tcp);
+  const publish = (some: typeof messages) =>
+    Promise.all(some.map((message) => js.publish(`jobs.${agreement}`, JSON.stringify(message))));
+  await publish(messages);
+  const crowd = new Set<ChildProcess>();
+  let deaths = 0;
+  let over = false;
+
+  function join1(): void {
+    const membership: Membership = { url: server.url, agreement, log, mortal: mortal && deaths < mostDeaths };
+    const child = spawn(process.execPath, [memberFile, JSON.stringify(membership)], { stdio: "ignore" });
+    crowd.add(child);
+    child.once("exit", () => {
+      crowd.delete(child);
+      if (over) return;
+      deaths += 1;
+      join1();
+    });
+  }
+  for (let n = 0; n < members; n++) join1();
+
+  return {
+    worker,
+    jsm,
+    publish,
+    /** Makes handlers fail, or succeed again. */
+    down: (is: boolean) => (is ? writeFileSync(`${log}.down`, "") : rmSync(`${log}.down`)),
+    get deaths() {
+      return deaths;
+    },
+    starts: (): Start[] =>
+      readFileSync(log, "utf8")
+        .split("\n")
+        .filter(Boolean)
+        .map((line) => line.split(" "))
+        .map(([n, key = "", attempt, pid, at]) => ({
+          n: Number(n),
+          key,
+          attempt: Number(attempt),
+          pid: Number(pid),
+          at: Number(at),
+        })),
+    async untilDone() {
+      const left = async () => {
+        const { num_pending, num_ack_pending } = await jsm.consumers.info(jobs.name, worker.name);
+        return num_pending + num_ack_pending;
+      };
+      await expect.poll(left, { timeout: 60_000, interval: 100 }).toBe(0);
+      expect((await jsm.streams.info(jobs.name)).state.messages).toBe(0);
+      expect((await jsm.streams.info(dead.name)).state.messages).toBe(0);
+    },
+    async [Symbol.asyncDispose]() {
+      over = true;
+      for (const child of crowd) {
+        child.kill("SIGKILL");
+        await once(child, "exit");
+      }
+    },
+  };
+}
+
+const numbered = (count: number, key: (n: number) => string) =>
+  Array.from({ length: count }, (_, n) => ({ n, key: key(n) }));
+
+/** How often something comes up. */
+const tally = (all: readonly string[]) =>
+  all.reduce((times, one) => times.set(one, (times.get(one) ?? 0) + 1), new Map<string, number>());
+
+describe("eight invocations at a time, each in a process of its own", { timeout: 120_000 }, () => {
+  const perKey = numbered(600, (n) => `key-${n % 150}`);
+
+  it("handle each key once while none of them dies", async () => {
+    await using crowd = await gather("keys", perKey, false);
+    await crowd.untilDone();
+    const times = tally(crowd.starts().map(({ key }) => key));
+    expect([...times.values()]).toEqual(Array(150).fill(1));
+  });
+
+  it("lose no key where they die at any wait, and have written each down as handled", async () => {
+    await using crowd = await gather(
+      "keys",
+      numbered(600, (n) => `mortal-${n % 150}`),
+      true,
+    );
+    await crowd.untilDone();
+    expect(tally(crowd.starts().map(({ key }) => key)).size).toBe(150);
+    const { state } = await crowd.jsm.streams.info("SORTIE_KEYS", { subjects_filter: ">" });
+    const kept = await Promise.all(
+      Object.keys(state.subjects ?? {}).map(async (subject) => {
+        const record = await crowd.jsm.streams.getMessage("SORTIE_KEYS", { last_by_subj: subject });
+        return [atob(subject.split(".").at(-1) ?? ""), record?.json<{ handled?: true }>().handled] as const;
+      }),
+    );
+    const mortal = kept.filter(([key]) => key.startsWith("mortal-"));
+    expect(mortal.filter(([, handled]) => !handled).length).toBeLessThanOrEqual(crowd.deaths); // acked, and killed before its word
+    expect(crowd.deaths).toBeGreaterThan(5);
+  });
+
+  it.each(mortality)("keep to one rate, and use it; dying: %s", async (mortal) => {
+    const count = (full ? 10 : 3) * perSecond;
+    await using crowd = await gather(
+      "rate",
+      numbered(count, () => "any"),
+      mortal,
+    );
+    await crowd.untilDone();
+    const starts = crowd
+      .starts()
+      .map(({ at }) => at)
+      .toSorted((a, b) => a - b);
+    expect(starts.length).toBeGreaterThanOrEqual(count);
+    const within = starts.map((from) => starts.filter((at) => at >= from && at < from + 1_000).length);
+    expect(Math.max(...within)).toBeLessThanOrEqual(perSecond * 1.05);
+    const rate = (1_000 * starts.length) / ((starts.at(-1) ?? 0) - (starts[0] ?? 0));
+    console.log(
+      `${Math.round(rate)} a second of ${perSecond}, at most ${Math.max(...within)} within one; ${crowd.deaths} deaths`,
+    );
+  });
+
+  it.each(mortality)("start nothing while a breaker is open, beyond what was in flight; dying: %s", async (mortal) => {
+    interface News {
+      readonly at: number;
+      readonly state: string;
+      readonly until?: number;
+    }
+    const news: News[] = [];
+    const { worker } = crowdApp("breaker", "");
+    const listening = observed.tcp.subscribe(breakerSubject(worker), {
+      callback(error, message) {
+        if (!error) news.push({ at: Date.now(), ...message.json<Omit<News, "at">>() });
+      },
+    });
+    await using crowd = await gather(
+      "breaker",
+      numbered(400, () => "any"),
+      mortal,
+    );
+    crowd.down(true);
+    await expect
+      .poll(() => news.filter(({ state }) => state === "open").length, { timeout: 30_000 })
+      .toBeGreaterThan(2);
+    crowd.down(false);
+    await crowd.untilDone();
+    listening.unsubscribe();
+    const opened = news.filter(({ state }, at) => state === "open" && news[at - 1]?.state !== "open");
+    for (const { at, until = 0 } of opened) {
+      const tried = news.find((one) => one.at > at && one.state === "half-open")?.at ?? Infinity;
+      const during = crowd.starts().filter((start) => start.at > at && start.at < Math.min(until, tried));
+      const perProcess = [...tally(during.map(({ pid }) => `${pid}`)).values()];
+      expect(Math.max(0, ...perProcess), "starts of one process after it was open").toBeLessThanOrEqual(concurrency);
+      expect(during.filter((start) => start.at > at + openForMs / 2)).toEqual([]);
+    }
+    const probes = news.filter(({ state }) => state === "half-open").length;
+    console.log(`opened ${opened.length} times, tried ${probes} times; ${crowd.deaths} deaths`);
+  });
+});

@@ -1,0 +1,181 @@
+import { afterEach, describe, expect, it } from "vitest";
+import * as z from "zod";
+import { readBreaker, resetBreaker, tripBreaker } from "../../src/consume/breaker-control.ts";
+import { type BreakerState, decideAfter, decideEntry } from "../../src/consume/breaker-state.ts";
+import { createApp, defineConsumer, defineStream, fixed, NonRetriableError } from "../../src/index.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+const Job = z.object({ n: z.number() });
+const jobs = defineStream("JOBS", { subjects: { "jobs.a": Job }, retention: "workqueue" });
+const dead = defineStream("DEAD", { captures: ["dead.>"] });
+
+let system: System | undefined;
+afterEach(() => system?.[Symbol.asyncDispose]());
+
+/** A system whose other side is down until `up` is set. */
+async function start(
+  options: { openFor?: "300ms" | "1m"; minimum?: number; counts?: (error: unknown) => boolean } = {},
+) {
+  const { openFor = "1m", minimum = 5, counts } = options;
+  const worker = defineConsumer(jobs, "worker", {
+    deadLetter: "dead.jobs",
+    concurrency: 2,
+    retry: { attempts: 100, backoff: fixed(10) },
+    breaker: { failureRatio: 0.5, minimum, openFor, ...(counts && { counts }) },
+  });
+  const other = { up: false, error: new Error("the other side is down"), starts: [] as number[] };
+  const app = createApp({ streams: [jobs, dead] }).on(worker, async ({ data: { n } }) => {
+    other.starts.push(n);
+    await new Promise((resolve) => setTimeout(resolve, 2));
+    if (!other.up) throw other.error;
+  });
+  const made = await startSystem(app);
+  system = made;
+  for (let n = 0; n < 30; n++) await made.publish("jobs.a", { n });
+  const info = () => made.jsm.consumers.info("JOBS", "worker");
+  return { system: { ...made, worker }, other, info };
+}
+
+describe("a circuit breaker", () => {
+  it("opens where too many handlers fail, and stops every invocation by pausing the consumer", async () => {
+    const { system, other, info } = await start();
+    const reports = await Promise.all([system.invoke(), system.invoke()]);
+    expect(reports.map(({ consumers }) => consumers[0])).toMatchObject([
+      { ended: "open", breaker: "open", unconfirmed: 0, leaseLost: 0 },
+      { ended: "open", breaker: "open", unconfirmed: 0, leaseLost: 0 },
+    ]);
+    const started = other.starts.length;
+    expect(started).toBeLessThan(5 + 2 * 2 * 2); // what ran beside the fifth one
+    expect(await info()).toMatchObject({ paused: true });
+    // open is an answer, and burns nothing
+    const { consumers } = await system.invoke();
+    expect(consumers).toMatchObject([{ pulled: 0, ended: "open", breaker: "open" }]);
+    expect(consumers[0]?.error).toBeUndefined();
+    expect(other.starts).toHaveLength(started);
+    expect((await system.jsm.streams.info("DEAD")).state.messages).toBe(0);
+  });
+
+  it("tries one message when its time is over, and stays open where that fails", async () => {
+    const { system, other } = await start({ openFor: "300ms" });
+    await system.invoke();
+    const started = other.starts.length;
+    await expect.poll(async () => (await system.invoke()) && other.starts.length).toBe(started + 1);
+    expect((await system.invoke()).consumers).toMatchObject([{ pulled: 0, ended: "open" }]);
+    expect(other.starts).toHaveLength(started + 1);
+  });
+
+  it("closes where that succeeds, and the same invocation goes on with the rest", async () => {
+    const { system, other, info } = await start({ openFor: "300ms" });
+    await system.invoke();
+    other.up = true;
+    await expect.poll(async () => (await system.invoke()).consumers[0]?.breaker).toBe("closed");
+    await system.settle();
+    expect(await info()).toMatchObject({ num_pending: 0, num_ack_pending: 0 });
+  });
+
+  it("lets one invocation try, of several that come at the same time", async () => {
+    const { system, other } = await start({ openFor: "300ms" });
+    await system.invoke();
+    const started = other.starts.length;
+    await new Promise((resolve) => setTimeout(resolve, 320));
+    const reports = await Promise.all(Array.from({ length: 4 }, () => system.invoke()));
+    expect(other.starts).toHaveLength(started + 1);
+    expect(reports.map(({ consumers }) => consumers[0]?.ended)).toEqual(["open", "open", "open", "open"]);
+  });
+
+  it("tells an invocation that lingers that another one has seen it open", async () => {
+    const { system, other } = await start({ minimum: 30 });
+    other.up = true;
+    const lingering = system.invoke({ linger: "until-budget", budgetMs: 20_000 });
+    await expect.poll(async () => other.starts.length).toBe(30);
+    other.up = false;
+    for (let n = 0; n < 60; n++) await system.publish("jobs.a", { n });
+    const { consumers, ms } = await lingering;
+    expect(consumers).toMatchObject([{ ended: "open" }]);
+    expect(ms).toBeLessThan(15_000);
+  });
+
+  it("counts what its policy says: not what is wrong with a message", async () => {
+    const { system, other } = await start();
+    other.error = new NonRetriableError("a bad message");
+    await system.publish("jobs.a", "no job");
+    const { consumers } = await system.invoke();
+    expect(consumers).toMatchObject([{ deadLettered: 31, ended: "drained", breaker: "closed" }]);
+  });
+
+  it("whose stream is missing leaves messages where they are, and the report says so", async () => {
+    const { system, other } = await start();
+    await system.jsm.streams.delete("SORTIE_BREAKERS");
+    const { consumers } = await system.invoke();
+    expect(consumers).toMatchObject([
+      { pulled: 0, ended: "failed", error: expect.stringMatching(/SORTIE_BREAKERS.*npx sortie apply/) },
+    ]);
+    expect(other.starts).toEqual([]);
+  });
+
+  it.each([
+    [{ failureRatio: 0 }, "expected breaker.failureRatio above 0 and up to 1, got 0"],
+    [{ failureRatio: 1, minimum: 0 }, "expected breaker.minimum to be a whole number from 1, got 0"],
+    [{ failureRatio: 1, openFor: 5 }, "expected breaker.openFor of 100 ms or more, got 5 ms"],
+    [{ failureRatio: 1, counts: true as never }, "expected breaker.counts to be a function, got boolean"],
+  ])("that makes no sense is refused: %o", (breaker, error) => {
+    expect(() => defineConsumer(jobs, "worker", { deadLetter: "dead.jobs", breaker })).toThrow(error);
+  });
+});
+
+describe("by hand", () => {
+  it("it is looked at, opened and closed, which invocations that run heed", async () => {
+    const { system, other, info } = await start();
+    other.up = true;
+    const connection = await system.connect();
+    expect(await readBreaker(connection, system.worker)).toEqual({ state: "closed" });
+    const lingering = system.invoke({ linger: "until-budget", budgetMs: 20_000 });
+    await expect.poll(() => other.starts.length).toBe(30);
+    await tripBreaker(connection, system.worker, 60_000);
+    expect((await lingering).consumers).toMatchObject([{ ended: "open", acked: 30 }]);
+    expect(await readBreaker(connection, system.worker)).toMatchObject({ state: "open", reason: "opened by hand" });
+    expect(await info()).toMatchObject({ paused: true });
+    await system.publish("jobs.a", { n: 30 });
+    expect((await system.invoke()).consumers).toMatchObject([{ pulled: 0, ended: "open" }]);
+    await resetBreaker(connection, system.worker);
+    expect((await system.invoke()).consumers).toMatchObject([{ acked: 1, ended: "drained", breaker: "closed" }]);
+    await connection.close();
+  });
+});
+
+describe("its decisions", () => {
+  const policy = { failureRatio: 0.5, minimum: 10, windowMs: 1_000, openForMs: 5_000 };
+  const at = (now: number) => ({ by: "me", now });
+
+  it("look at what ended within the window", () => {
+    let state: BreakerState = { state: "closed", slices: [] };
+    const note = (counts: { ended: number; failed: number }, now: number) => {
+      if (state.state === "closed") state = decideAfter(state.slices, counts, policy, at(now));
+      return state.state;
+    };
+    expect(note({ ended: 9, failed: 9 }, 10_000)).toBe("closed"); // too few
+    expect(note({ ended: 11, failed: 0 }, 10_500)).toBe("closed"); // 9 of 20
+    expect(note({ ended: 1, failed: 1 }, 11_400)).toBe("closed"); // 1 of 12: the nine are out of the window
+    expect(note({ ended: 9, failed: 9 }, 11_480)).toBe("closed"); // 10 of 21
+    expect(note({ ended: 1, failed: 1 }, 11_490)).toBe("open"); // 11 of 22
+    expect(state).toEqual({
+      state: "open",
+      since: 11_490,
+      until: 16_490,
+      reason: "11 of 22 handlers failed",
+      by: "me",
+    });
+  });
+
+  it("let one in when the time is over, and another one when that one's time is", () => {
+    const open: BreakerState = { state: "open", since: 0, until: 100, reason: "", by: "other" };
+    expect(decideEntry(open, { ...at(99), until: 500 })).toEqual({ entry: "nothing" });
+    const next = { state: "half-open", since: 0, until: 500, by: "me" } as const;
+    expect(decideEntry(open, { ...at(100), until: 500 })).toEqual({ entry: "probe", next });
+    expect(decideEntry(next, { by: "third", now: 499, until: 900 })).toEqual({ entry: "nothing" });
+    expect(decideEntry(next, { by: "third", now: 500, until: 900 })).toMatchObject({
+      entry: "probe",
+      next: { by: "third" },
+    });
+  });
+});

@@ -1,0 +1,4 @@
+import { serve } from "sortie/cloudflare";
+import { app } from "./app.ts";
+
+export default serve(app, { kick: true });
