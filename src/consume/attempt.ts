@@ -134,9 +134,9 @@ export function succeeded({ before }: Pick<Try, "before">): Outcome {
   return before === noAttempts.attempts ? firstSucceeded : { settlement: acknowledged, attempts: before };
 }
 
-/** Decides what becomes of a start that failed. */
+/** Decides what becomes of a message whose start failed. */
 export function failed(one: Try, error: unknown): Outcome | Again {
-  const { binding, shared, before, inPlace, at } = one;
+  const { binding, delivery: _, shared, before, inPlace, at } = one;
   const { clock, host } = shared;
   const reason = one.message === undefined ? unreadable(error) : undefined;
   if (reason) return { settlement: { kind: "dead-letter", reason }, error, attempts: before };
@@ -163,6 +163,6 @@ export function notStarted(attempts: Attempts): Outcome {
 }
 
 /** The attempts with one more start, which has ended. */
-export function withStart({ open: _, apart: __, ...before }: Attempts, start: Start): Attempts {
+export function withStart({ open: _, apart: _was, ...before }: Attempts, start: Start): Attempts {
   return { ...before, started: before.started + 1, starts: [...before.starts, start] };
 }

@@ -1,6 +1,7 @@
 import type { Message } from "../define/message.ts";
 import { backoffMs } from "../define/retry.ts";
 import { SortieError, textOf } from "../errors.ts";
+import { pause } from "../nats/within.ts";
 import { isPromise } from "../schema.ts";
 import {
   type Again,
@@ -41,18 +42,19 @@ interface Started extends Reading {
 export interface BatchTurn {
   readonly binding: Binding;
   readonly shared: Circumstances;
-  /** Whether anything may still be started once more. */
+  /** Whether there is time to start anything. */
   mayStart(): boolean;
-  /** Whether a message is still ours to start; else it leaves. */
-  isOurs(one: Held, before: Attempts): boolean;
-  /** Writes down, ahead of it, that a message is started. */
-  writeDown(one: Held, before: Attempts): Promise<void>;
-  /** Hands back what could not be written down. */
-  refused(one: Held, before: Attempts, error: unknown): void;
-  /** Waits for a start once more in place. */
-  untilAgain(ms: number): Promise<void>;
-  /** How messages leave, as soon as it is decided: those of one call together. */
-  leave(decided: readonly (readonly [Held, Outcome])[]): void;
+  /** Whether nothing is to be started for now, by a circuit breaker. */
+  holds(): boolean;
+  /** Whether no other invocation may have it by now. */
+  isOurs(one: Held): boolean;
+  /** Waits for the rate limit. Answers for each how it leaves where it is not to be started. */
+  inPace(members: readonly Member[]): Promise<readonly (Outcome | undefined)[]>;
+  /** Writes down, ahead of it, that messages are started, in one flight. Answers as `inPace` does. */
+  announce(members: readonly Member[]): Promise<readonly (Outcome | undefined)[]>;
+  /** Counts what the handler came to for messages that were decided together. */
+  ended(outcomes: readonly Outcome[]): void;
+  leave(one: Held, outcome: Outcome): void;
 }
 
 /**
@@ -60,29 +62,28 @@ export interface BatchTurn {
  * written down before, all in one flight. Never throws.
  */
 export async function startTogether(batch: readonly Held[], turn: BatchTurn): Promise<void> {
-  const members = batch.map((one): Member => ({ one, before: one.entry?.attempts ?? noAttempts.attempts, inPlace: 0 }));
-  await attemptTogether(await announced(members, turn), turn);
+  const all = batch.map((one): Member => ({ one, before: one.entry?.attempts ?? noAttempts.attempts, inPlace: 0 }));
+  const members = passing(all, await turn.inPace(all), turn);
+  const again = members.filter(({ one }) => one.entry);
+  if (again.length === 0) return attemptTogether(members, turn);
+  const announced = new Set(passing(again, await turn.announce(again), turn));
+  await attemptTogether(
+    members.filter((member) => !member.one.entry || announced.has(member)),
+    turn,
+  );
 }
 
-/** Those that may be started: what is not known to be a first start was written down, or is handed back. */
-async function announced(members: readonly Member[], turn: BatchTurn): Promise<readonly Member[]> {
-  const again = members.filter(({ one, inPlace }) => one.entry || inPlace > 0);
-  if (again.length === 0) return members;
-  const refused = new Set<Member>();
-  const writing = again.map(async (member) => {
-    const { one, before } = member;
-    try {
-      await turn.writeDown(one, before);
-    } catch (error) {
-      refused.add(member);
-      turn.refused(one, before, error);
-    }
+/** Who goes on; the others leave as was answered for them. */
+function passing(
+  members: readonly Member[],
+  otherwise: readonly (Outcome | undefined)[],
+  { leave }: BatchTurn,
+): readonly Member[] {
+  return members.filter(({ one }, n) => {
+    const outcome = otherwise[n];
+    if (outcome) leave(one, outcome);
+    return !outcome;
   });
-  await Promise.all(writing);
-  const written = members.filter((member) => !refused.has(member));
-  if (turn.mayStart()) return written;
-  turn.leave(written.map(({ one, before }) => [one, notStarted(before)]));
-  return [];
 }
 
 /**
@@ -92,13 +93,17 @@ async function announced(members: readonly Member[], turn: BatchTurn): Promise<r
  */
 async function attemptTogether(members: readonly Member[], turn: BatchTurn): Promise<void> {
   const { binding, shared } = turn;
-  const ours = members.filter(({ one, before }) => turn.isOurs(one, before));
+  const isToStart = turn.mayStart();
+  const ours = members.filter(({ one, before }) => {
+    const starts = isToStart && turn.isOurs(one);
+    if (!starts) turn.leave(one, notStarted(before));
+    return starts;
+  });
   const [only] = ours;
   if (ours.length === 1 && only) {
     const { one, before, inPlace } = only;
     const came = await attempt(binding, one.delivery, before, shared, { inPlace, at: one.announced?.at });
-    await leaveAs([[only, came]], turn);
-    return;
+    return conclude([[only, came]], turn);
   }
   const started = await readEach(ours, turn);
   if (started.length === 0) return;
@@ -107,17 +112,19 @@ async function attemptTogether(members: readonly Member[], turn: BatchTurn): Pro
   try {
     failures = await handle(started, outboxes, turn);
   } catch (error) {
-    if (started.length > 1) await failedTogether(started, error, turn);
-    else await leaveEach(started, () => ({ error }), turn);
-    return;
+    const [last, ...others] = started;
+    return last && others.length === 0
+      ? conclude([[last, failed(last, error)]], turn)
+      : failedTogether(started, error, turn);
   }
   const refused = await sendEach(started, outboxes, failures, turn);
-  await leaveEach(
-    started,
-    ({ message }) =>
-      failures.has(message.sequence) ? { error: failures.get(message.sequence) } : refused.get(message),
-    turn,
-  );
+  const came = started.map((each): Concluded => {
+    const { sequence } = each.message;
+    if (failures.has(sequence)) return [each, failed(each, failures.get(sequence))];
+    const refusal = refused.get(each.message);
+    return [each, refusal ? failed(each, refusal.error) : succeeded(each)];
+  });
+  await conclude(came, turn);
 }
 
 /** Reads each by itself. Who cannot be read has failed alone, and the others go on. */
@@ -125,11 +132,11 @@ async function readEach(members: readonly Member[], turn: BatchTurn): Promise<St
   const { binding, shared } = turn;
   const { clock } = shared;
   const { consumer } = binding;
-  const now = clock.now();
+  const at = clock.now();
   const all = members.map(({ one, before, inPlace }): Reading => {
-    return { one, before, inPlace, binding, shared, delivery: one.delivery, at: one.announced?.at ?? now };
+    return { one, before, inPlace, binding, shared, delivery: one.delivery, at: one.announced?.at ?? at };
   });
-  const unread = new Map<Reading, unknown>();
+  const unread: Concluded[] = [];
   const slow: Promise<void>[] = [];
   for (const each of all) {
     try {
@@ -137,22 +144,25 @@ async function readEach(members: readonly Member[], turn: BatchTurn): Promise<St
       if (isPromise(reading)) slow.push(readSlowly(each, reading));
       else each.message = reading;
     } catch (error) {
-      unread.set(each, error);
+      unread.push([each, failed(each, error)]);
     }
   }
   if (slow.length > 0) await Promise.all(slow);
-  if (unread.size > 0) await leaveEach([...unread.keys()], (each) => ({ error: unread.get(each) }), turn);
+  if (unread.length > 0) await conclude(unread, turn);
   const started = all.filter((each): each is Started => each.message !== undefined);
   if (slow.length === 0 || turn.mayStart()) return started;
   const error = new SortieError("timed-out", "The time was over when all messages of its batch could be read");
-  turn.leave(started.map((each) => [each.one, leftApart(each, error, turn)]));
+  await conclude(
+    started.map((each) => [each, leftApart(each, error, turn)]),
+    turn,
+  );
   return [];
 
   async function readSlowly(each: Reading, reading: Promise<Message>): Promise<void> {
     try {
       each.message = await clock.handling(`the schema of consumer "${consumer.name}"`, reading);
     } catch (error) {
-      unread.set(each, error);
+      unread.push([each, failed(each, error)]);
     }
   }
 }
@@ -207,39 +217,30 @@ async function sendEach(
   return refused;
 }
 
-/** Each leaves by itself, with what it failed with or without. */
-async function leaveEach<Each extends Reading>(
-  all: readonly Each[],
-  failureOf: (each: Each) => { readonly error: unknown } | undefined,
-  turn: BatchTurn,
-): Promise<void> {
-  const came = all.map((each) => {
-    const failure = failureOf(each);
-    return [each, failure ? failed(each, failure.error) : succeeded(each)] as const;
-  });
-  await leaveAs(came, turn);
-}
+/** What a start came to for one message. */
+type Concluded = readonly [member: Member, came: Outcome | Again];
 
-/** Each leaves as was decided; who is to be started once more in place is, with the others. */
-async function leaveAs(came: readonly (readonly [Member, Outcome | Again])[], turn: BatchTurn): Promise<void> {
-  const leaving: [Held, Outcome][] = [];
+/** Each leaves by itself; those that are to be started once more in place are, together. */
+async function conclude(all: readonly Concluded[], turn: BatchTurn): Promise<void> {
+  turn.ended(all.map(([, came]) => ("inPlaceMs" in came ? came.otherwise : came)));
   const again: [Member, Again][] = [];
-  for (const [member, outcome] of came) {
-    if (!("inPlaceMs" in outcome)) leaving.push([member.one, outcome]);
-    else if (turn.mayStart()) again.push([member, outcome]);
-    else leaving.push([member.one, outcome.otherwise]);
+  for (const [member, came] of all) {
+    if ("inPlaceMs" in came) again.push([member, came]);
+    else turn.leave(member.one, came);
   }
-  if (leaving.length > 0) turn.leave(leaving);
   if (again.length === 0) return;
-  await turn.untilAgain(Math.max(...again.map(([, { inPlaceMs }]) => inPlaceMs)));
+  await pause(
+    Math.max(...again.map(([, { inPlaceMs }]) => inPlaceMs)),
+    "waiting to start a handler once more in place",
+  );
   if (!turn.mayStart()) {
-    turn.leave(again.map(([{ one }, { otherwise }]) => [one, otherwise]));
+    for (const [{ one }, { otherwise }] of again) turn.leave(one, otherwise);
     return;
   }
   const members = again.map(([{ one, inPlace }, { otherwise }]): Member => {
     return { one, before: otherwise.attempts, inPlace: inPlace + 1 };
   });
-  await attemptTogether(await announced(members, turn), turn);
+  await attemptTogether(passing(members, await turn.announce(members), turn), turn);
 }
 
 /** The handler threw, which may be one message's fault, or everyone's. */
@@ -249,23 +250,32 @@ async function failedTogether(started: readonly Started[], error: unknown, turn:
   const delayMs = decideTogether({ error, now: clock.now(), chance: Math.random() }, retry);
   if (delayMs !== undefined) {
     // it says when to come again, not whose fault it is: an attempt for each, but for the last one, which is to be its own
-    const decided = started.map(({ one, before, at }): [Held, Outcome] => {
-      const charged = withStart(before, { at, host, error: textOf(error) });
-      const attempts: Attempts = charged.started < retry.attempts ? charged : { ...before, apart: true };
-      return [one, { settlement: { kind: "retry", delayMs }, error, attempts }];
+    const came = started.map((each): Concluded => {
+      const charged = withStart(each.before, { at: each.at, host, error: textOf(error) });
+      const attempts = charged.started < retry.attempts ? charged : apart(each.before);
+      return [each, { settlement: { kind: "retry", delayMs }, error, attempts }];
     });
-    turn.leave(decided);
-    return;
+    return conclude(came, turn);
   }
   const middle = Math.ceil(started.length / 2);
   for (const half of [started.slice(0, middle), started.slice(middle)]) {
-    if (turn.mayStart()) await attemptTogether(half, turn);
-    else turn.leave(half.map((each) => [each.one, leftApart(each, error, turn)]));
+    await pause(0, "waiting to start a part of a batch"); // what was decided leaves meanwhile, and handlers may be busy
+    if (turn.holds()) {
+      for (const { one, before } of half) turn.leave(one, notStarted(before));
+    } else if (turn.mayStart()) await attemptTogether(half, turn);
+    else {
+      const came = half.map((each): Concluded => [each, leftApart(each, error, turn)]);
+      await conclude(came, turn);
+    }
   }
 }
 
 /** Nobody can tell any more whether a message would have failed by itself: it is charged nothing, and has no company next. */
 function leftApart({ before }: Member, error: unknown, { binding }: BatchTurn): Outcome {
   const delayMs = backoffMs(binding.consumer.retry.backoff, before.started + 1, Math.random());
-  return { settlement: { kind: "retry", delayMs }, error, attempts: { ...before, apart: true } };
+  return { settlement: { kind: "retry", delayMs }, error, attempts: apart(before) };
+}
+
+function apart({ open: _, ...before }: Attempts): Attempts {
+  return { ...before, apart: true };
 }

@@ -23,6 +23,8 @@ export interface Gate {
   placesFor(participant: Participant): number;
   /** A message is being handled, until it is settled and leaves; it will take about `handlerMs`, where that is known. */
   enter(handlerMs: number | undefined): void;
+  /** Another message for the handler that was let in last: it takes no place, and is inside until it is settled and leaves. */
+  accompany(): void;
   /** Waits until nobody is inside; nobody else enters then before this one leaves. */
   enterAlone(): Promise<void>;
   /** Its handler has ended: another one may have the place. */
@@ -76,6 +78,9 @@ export function createGate(now: () => number, most: number): Gate {
       inside += 1;
       running += 1;
       busyUntil = Math.max(busyUntil, now() + handlerMs);
+    },
+    accompany() {
+      inside += 1;
     },
     enterAlone() {
       return new Promise((resolve) => {

@@ -34,6 +34,8 @@ export interface Hand {
   readonly bytes: number;
   /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
+  /** How many messages a handler has been taking at once. */
+  readonly perHandler: number;
   /** Lets acknowledgements gather while more may come of a pull. */
   during<T>(pull: Promise<T>): Promise<T>;
   /** Whether nothing is handled, waits for a handler, or is on its way. */
@@ -103,6 +105,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     },
     get handlerMs() {
       return turns.handlerMs;
+    },
+    get perHandler() {
+      return turns.perHandler;
     },
     get atRest() {
       return messages === 0 && pulling === 0;
@@ -205,7 +210,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   /** Settles a delivery, whatever comes of it, and lets go of it. */
   function leave(one: Held, outcome: Outcome): void {
     one.settling = true;
-    if (one.inside) gate.handled();
+    if (one.inside && !one.inCompany) gate.handled();
     messages -= 1;
     counts[one.source].messages -= 1;
     turns.startNext();

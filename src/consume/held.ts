@@ -20,6 +20,8 @@ export interface Held {
   counted: boolean;
   /** Whether it is inside the gate, which it leaves when it is settled. */
   inside: boolean;
+  /** Whether it is handled in a batch, which has one place for all of its messages. */
+  inCompany?: boolean;
   settling: boolean;
   /** What came again while it was being settled, as after a retry without a delay. */
   next?: Delivery;

@@ -65,7 +65,7 @@ export function openLedger(connection: Connection): Ledger {
  */
 export function merged(
   other: Attempts,
-  { starts: mine, started, verdict, apart, parkedUntil }: Attempts,
+  { starts: mine, started, verdict, parkedUntil, apart }: Attempts,
   { before, announced }: { readonly before: Attempts; readonly announced: Start | undefined },
 ): Attempts {
   const isOurs = ({ at, host }: Start) => at === announced?.at && host === announced.host;

@@ -16,6 +16,8 @@ export interface Pace {
    * @throws what `Records` throws.
    */
   turn(one: Held, attempts: Attempts): Promise<Outcome | undefined>;
+  /** How many that ask together may start together, at the slot of the last: none of them is late then. */
+  readonly together: number;
   /** How many messages that were not started it makes sense to have in hand. */
   readonly room: number;
   /** Nothing more may be started within this invocation's time. */
@@ -160,6 +162,7 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
       }
       return { settlement: { kind: "return" }, attempts };
     },
+    together: key ? 1 : Math.floor((perMs * lateness) / 4 / everyMs) + 1,
     get room() {
       return key ? Infinity : Math.ceil(keyWaitMs / everyMs) + burst;
     },

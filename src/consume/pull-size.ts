@@ -1,6 +1,6 @@
 /** What there is to know when an invocation is about to pull. */
 export interface InHand {
-  /** How many messages are handled at the same time: a handler of batches takes several. */
+  /** How many handlers run at the same time. */
   readonly concurrency: number;
   /** The most messages, and bytes, to have in hand. */
   readonly most: number;
@@ -13,6 +13,10 @@ export interface InHand {
   readonly bytes: number;
   /** How long a handler takes, in milliseconds, for as many as it takes; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
+  /** How many messages a handler takes at once, at most, @default 1 */
+  readonly size?: number;
+  /** and how many it has been taking. @default 1 */
+  readonly perHandler?: number;
   /** How long a pull takes, in milliseconds. */
   readonly flightMs: number;
   /** How long handlers may still run, in milliseconds. */
@@ -24,15 +28,15 @@ export interface InHand {
  * finished: 0 for nothing now. As long as no handler has ended, only what can be started at once.
  */
 export function planPull(hand: InHand): { messages: number; bytes: number } {
-  const { concurrency, handlerMs, flightMs, leftMs, most } = hand;
-  let wanted = Math.min(concurrency, most);
+  const { concurrency, handlerMs, size = 1, perHandler = 1, flightMs, leftMs, most } = hand;
+  let wanted = Math.min(concurrency * size, most);
   let perFlight = 1;
   if (handlerMs !== undefined) {
-    const perMs = concurrency / Math.max(handlerMs, 0.001);
+    const perMs = (concurrency * perHandler) / Math.max(handlerMs, 0.001);
     const rounds = Math.max(0, leftMs) / (1.5 * Math.max(handlerMs, 0.001)); // some take longer than the others
-    const finishable = Math.floor(concurrency * (rounds < 1 ? 0 : rounds));
+    const finishable = Math.floor(concurrency * perHandler * (rounds < 1 ? 0 : rounds));
     perFlight = Math.ceil(perMs * Math.max(2 * flightMs, 5));
-    wanted = Math.min(most, finishable, concurrency + perFlight);
+    wanted = Math.min(most, finishable, concurrency * size + perFlight);
   }
   // several at once: asking for each place as it becomes free would be a round trip for each
   const againAt = wanted - Math.ceil(Math.min(wanted, perFlight) / 2);

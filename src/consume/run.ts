@@ -158,8 +158,10 @@ async function pullFrom(
     if (oversized) return pulls === 0 && hand.size === 0 ? { messages: 1, bytes: Infinity } : none;
     const { underWay } = puller;
     const [messages, unsettled] = [mine.messages + underWay, mine.size + underWay];
-    const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs: hand.handlerMs };
-    const concurrency = Math.max(1, hand.places) * (batch?.size ?? 1); // one waits for a place
+    const { handlerMs, perHandler } = hand;
+    const size = batch?.size ?? 1;
+    const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs, size, perHandler };
+    const concurrency = Math.max(1, hand.places); // one waits for a place
     const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
     if (probing) return { ...planned, messages: pulls + taken > 0 ? 0 : Math.min(planned.messages, 1) };
     const paced = pace ? pace.room - (messages - hand.running) : Infinity;

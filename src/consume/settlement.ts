@@ -112,6 +112,28 @@ function namedMs({ error, now }: Thrown, decision: RetryDecision): { ms: number;
   return ms === undefined ? undefined : { ms, exactly: false };
 }
 
+/**
+ * When a batch that failed as a whole may be started again, in milliseconds, where its error or a rule names that: it stays
+ * together until then. Undefined where it is to be halved at once, to find the message that breaks it.
+ */
+export function decideTogether(thrown: Thrown, retry: RetryPolicy): number | undefined {
+  try {
+    return namedMs(thrown, retry);
+  } catch {
+    return undefined; // it throws when it is looked at
+  }
+}
+
+function namedMs({ error, now, chance }: Thrown, { rules, backoff }: RetryPolicy): number | undefined {
+  const asked = markOf(error);
+  const decision = decisionFor(error, rules);
+  if (asked.deadLetter || decision === "discard" || decision === "dead-letter") return undefined;
+  if (asked.retryAfterMs !== undefined) return asked.retryAfterMs;
+  if (typeof decision === "object") return "after" in decision ? toMs(decision.after, "after") : undefined;
+  const named = retryAfterMs(error, now);
+  return named === undefined ? undefined : Math.round(named + backoff.jitterMs * chance);
+}
+
 function markOf(error: unknown): { deadLetter?: boolean; retryAfterMs?: number } {
   const found = error instanceof Error && mark in error ? error[mark] : undefined;
   return typeof found === "object" && found !== null ? found : {};

@@ -23,6 +23,8 @@ export interface Turns {
   readonly places: number;
   /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
+  /** How many messages it has been taking at once. */
+  readonly perHandler: number;
   /** Waits for a turn beside others. */
   beside(one: Held): void;
   /** Waits for a turn with nothing beside it. */
@@ -63,8 +65,10 @@ export function openTurns(
   const suspects = new Map<Held, Attempts>();
   let running = 0;
   let waiting = 0; // of those, how many wait for the rate limit
-  let tookMs: number | undefined; // averages that follow the latest: how long a handler took,
-  let tookMessages = 1; // and for how many messages
+  const size = Math.min(binding.batch?.size ?? 1, pace?.together ?? Infinity);
+  let handlerMs: number | undefined;
+  let perHandler = 1;
+  let gathering = false;
   let stopped = false;
   let starting = false;
   let gathering = false;
@@ -83,10 +87,13 @@ export function openTurns(
     get handlerMs() {
       return handlerMs();
     },
+    get perHandler() {
+      return perHandler;
+    },
     beside(one) {
       queue.push(one);
       if (size === 1) startNext();
-      else gather(startNext);
+      else gather();
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
@@ -124,8 +131,13 @@ export function openTurns(
     const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs()) && !breaker?.holds;
     while (has() && !isBusy()) {
       const one = queue.shift() as Held;
-      if (pace) void inPace(pace, one);
-      else startFrom(queue, enter(one));
+      gate.enter(handlerMs);
+      one.inside = true;
+      const batch = size > 1 && !isApart(one) && withCompany(one);
+      if (batch && batch.length > 1) void startBatch(batch);
+      else if (pace) void inPace(one, one.entry?.attempts ?? noAttempts.attempts, false);
+      else if (one.entry) void startAgain(one, one.entry.attempts, false);
+      else start(one, noAttempts.attempts);
     }
     starting = false;
   }
@@ -167,7 +179,7 @@ export function openTurns(
     const before = one.entry?.attempts ?? noAttempts.attempts;
     running += 1;
     waiting += 1;
-    const otherwise = await letIn(pace, one, before);
+    const otherwise = await orReturned(before, () => pace?.turn(one, before));
     running -= 1;
     waiting -= 1;
     if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
@@ -215,37 +227,36 @@ export function openTurns(
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
   async function startAgain(one: Held, before: Attempts, alone: boolean, inPlace = 0): Promise<void> {
     running += 1; // it has its place from now on
-    try {
-      await writeDown(one, before, alone);
-    } catch (error) {
-      running -= 1;
-      return refused(one, before, error);
-    }
+    const otherwise = await orReturned(before, () => announce(one, before, alone));
     running -= 1;
-    if (isOver()) leave(one, returned(before));
+    if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
     else start(one, before, inPlace);
   }
 
-  async function writeDown(one: Held, before: Attempts, alone: boolean): Promise<void> {
+  async function announce(one: Held, before: Attempts, alone: boolean): Promise<undefined> {
     one.announced = { at: now(), host: shared.host, alone };
     const ms = clock.budget.abandonAt - now();
     one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, { ...before, open: one.announced }, ms);
   }
 
-  function refused(one: Held, before: Attempts, error: unknown): void {
-    trouble(textOf(error));
-    leave(one, returned(before, troubleMs));
-  }
-
-  /** Whether it is still ours to start; else it leaves. */
-  function isOurs(one: Held, before: Attempts): boolean {
-    check(one);
-    if (one.lost) leave(one, returned(before));
-    return !one.lost;
+  /** What has to be done ahead of a start answers how the message leaves where it is not started, as where that fails. */
+  async function orReturned(
+    before: Attempts,
+    ahead: () => Promise<Outcome | undefined> | undefined,
+  ): Promise<Outcome | undefined> {
+    try {
+      return await ahead();
+    } catch (error) {
+      trouble(textOf(error));
+      return returned(before, troubleMs);
+    }
   }
 
   function start(one: Held, before: Attempts, inPlace = 0): void {
-    if (!isOurs(one, before)) return;
+    if (!isOurs(one)) {
+      leave(one, returned(before));
+      return;
+    }
     running += 1;
     const started = now();
     const outcome = attempt(binding, one.delivery, before, shared, { inPlace, at: one.announced?.at });
@@ -270,45 +281,78 @@ export function openTurns(
     else await startAgain(one, otherwise.attempts, one.announced?.alone ?? false, inPlace);
   }
 
+  /** Averages that follow the latest. */
   function took(ms: number, messages: number): void {
-    tookMessages = tookMs === undefined ? messages : tookMessages * 0.9 + messages * 0.1;
-    tookMs = tookMs === undefined ? ms : tookMs * 0.9 + ms * 0.1;
+    perHandler = handlerMs === undefined ? messages : perHandler * 0.9 + messages * 0.1;
+    handlerMs = handlerMs === undefined ? ms : handlerMs * 0.9 + ms * 0.1;
+  }
+
+  function isOurs(one: Held): boolean {
+    check(one);
+    return !one.lost;
+  }
+
+  /** Has what came in one piece start together. */
+  function gather(): void {
+    if (gathering) return;
+    gathering = true;
+    queueMicrotask(() => {
+      gathering = false;
+      startNext();
+    });
+  }
+
+  /** Takes from the queue whom a message is started together with: those who wait, as many as fit. */
+  function withCompany(one: Held): Held[] {
+    const batch = [one];
+    for (let at = 0; at < queue.length && batch.length < size; ) {
+      if (isApart(queue[at] as Held)) at += 1;
+      else batch.push(...queue.splice(at, 1));
+    }
+    return batch;
   }
 
   /** A batch has one place, from before its starts are written down until the last of its messages leaves. */
-  function startBatch(batch: readonly Held[]): void {
+  async function startBatch(batch: readonly Held[]): Promise<void> {
     running += 1;
+    for (const [n, one] of batch.entries()) {
+      if (n > 0) gate.accompany();
+      Object.assign(one, { inside: true, inCompany: true });
+    }
     let since = now();
-    void startTogether(batch, {
+    await startTogether(batch, {
       binding,
       shared,
       mayStart: () => !isOver(),
+      holds: () => breaker !== undefined && (breaker.holds || breaker.state === "open"),
       isOurs,
-      writeDown: (one, before) => writeDown(one, before, false),
-      refused,
-      untilAgain,
-      leave(decided) {
-        took(now() - since, decided.length);
+      async inPace(members) {
+        if (!pace) return [];
+        waiting += 1;
+        const turns = members.map(({ one, before }) => orReturned(before, () => pace.turn(one, before)));
+        const otherwise = await Promise.all(turns);
+        waiting -= 1;
         since = now();
-        for (const [one, outcome] of decided) {
-          breaker?.ended(outcome);
-          leave(one, outcome);
-        }
+        return otherwise;
       },
-    }).then(() => {
-      running -= 1;
-      startNext();
+      announce: (members) =>
+        Promise.all(members.map(({ one, before }) => orReturned(before, () => announce(one, before, false)))),
+      ended(outcomes) {
+        took(now() - since, outcomes.length);
+        since = now();
+        for (const outcome of outcomes) breaker?.ended(outcome);
+      },
+      leave,
     });
+    running -= 1;
+    gate.handled();
+    startNext();
   }
 
   /** A timer says so as well, but not while handlers keep the function busy. */
   function isOver(): boolean {
     return stopped || now() >= clock.budget.stopAt;
   }
-}
-
-function untilAgain(ms: number): Promise<void> {
-  return pause(ms, "waiting to start a handler once more in place");
 }
 
 /** Whether a message is started without company: it failed in a batch, of which nobody could say who broke it. */

@@ -460,6 +460,56 @@ describe("time that is over", () => {
   });
 });
 
+describe("what holds handlers back", () => {
+  it("as a rate limit counts messages, of which those are together whose slots are close", async () => {
+    const at: number[] = [];
+    await start((numbers) => at.push(...numbers.map(() => Date.now())) && undefined, {
+      rateLimit: { messages: 1_000, per: "1s" },
+    });
+    await Promise.all(upTo(1_200).map((n) => system.publish("jobs.a", { n })));
+    await system.settle();
+    expect(at).toHaveLength(1_200);
+    const most = Math.max(...at.map((from) => at.filter((time) => time >= from && time < from + 1_000).length));
+    expect(most).toBeLessThanOrEqual(1_050);
+    expect(Math.max(...starts.map(({ length }) => length))).toBe(8);
+  });
+
+  it("as a circuit breaker stops the halving, and what was not started again is handed back", async () => {
+    await start(
+      () => {
+        throw new Error("the database is away");
+      },
+      { breaker: { failureRatio: 0.5, minimum: 4, window: "1m", openFor: "30s" } },
+    );
+    await publish(upTo(8));
+    expect(await invoke(8)).toMatchObject({ pulled: 8, retried: 4, returned: 4, ended: "open", breaker: "open" });
+    expect(starts).toHaveLength(8);
+    const { messages } = (await system.jsm.streams.info("SORTIE_ATTEMPTS")).state;
+    expect(messages).toBe(8); // what failed, and that the others did not
+  });
+
+  it("as the places of an invocation gives a batch one of them", async () => {
+    let [running, most] = [0, 0];
+    const sizes: number[] = [];
+    const handler = async (messages: readonly unknown[]) => {
+      sizes.push(messages.length);
+      most = Math.max(most, ++running);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      running -= 1;
+    };
+    const other = defineStream("OTHER", { subjects: { other: Job }, retention: "workqueue" });
+    const app = createApp({ streams: [jobs, other, dead] })
+      .handleBatch(defineConsumer(jobs, "worker", { filter: "jobs.a", deadLetter: "dead.jobs" }), handler)
+      .handleBatch(defineConsumer(other, "worker", { deadLetter: "dead.other" }), handler);
+    system = await startSystem(app);
+    for (const n of upTo(40)) await Promise.all([publish([n]), system.publish("other", { n })]);
+    const { consumers } = await system.invoke({ concurrency: 2 });
+    expect(consumers).toMatchObject(Array(2).fill({ acked: 40, ended: "drained" }));
+    expect(most).toBe(2);
+    expect(Math.max(...sizes)).toBe(10);
+  });
+});
+
 describe("a batch whose messages someone else may have by now", () => {
   it("is not started again for halves", async () => {
     let frozen = 1_500;
@@ -472,12 +522,13 @@ describe("a batch whose messages someone else may have by now", () => {
       },
       { ackWait: "1s" },
     );
-    await publish(upTo(2));
-    expect(await invoke(2)).toMatchObject({ leaseLost: 2 });
-    expect(starts[0]).toEqual([1, 2]);
+    await publish(upTo(4));
+    expect(await invoke(4)).toMatchObject({ leaseLost: 4, unconfirmed: 0 });
     await system.settle();
     expect(await stored()).toEqual({});
-    expect(starts.slice(1).flat().toSorted()).toEqual([1, 2]);
+    // it was left to whoever has them: the server delivered them again, and what became of them before was not known
+    expect(starts[0]).toEqual(upTo(4));
+    expect(starts.slice(1).toSorted()).toEqual([[1], [2], [3], [4]]);
   });
 });
 

@@ -142,14 +142,17 @@ describe("whatever is in hand", () => {
     bytes: fc.integer({ min: 0, max: 2e8 }),
     settling: fc.integer({ min: 0, max: 6_000 }),
     handlerMs: fc.option(fc.double({ min: 0, max: 100_000, noNaN: true }), { nil: undefined }),
+    size: fc.integer({ min: 1, max: 500 }),
+    fill: fc.double({ min: 0, max: 1, noNaN: true }), // of a batch
     flightMs: fc.integer({ min: 0, max: 2_000 }),
     leftMs: fc.integer({ min: -1_000, max: 900_000 }),
   });
 
   it("asks for no more than is allowed, and for no more than will be finished", () => {
     fc.assert(
-      fc.property(hands, ({ settling, ...known }) => {
-        const hand = { ...known, unsettled: known.messages + settling };
+      fc.property(hands, ({ settling, fill, ...known }) => {
+        const perHandler = 1 + fill * (known.size - 1);
+        const hand = { ...known, perHandler, unsettled: known.messages + settling };
         const { messages, bytes } = planPull(hand);
         expect(Number.isInteger(messages) && messages >= 0).toBe(true);
         if (messages === 0) return;
@@ -158,8 +161,11 @@ describe("whatever is in hand", () => {
         expect(bytes).toBeLessThanOrEqual(hand.mostBytes - hand.bytes);
         expect(bytes).toBeGreaterThan(0);
         const all = hand.messages + messages;
-        if (hand.handlerMs === undefined) expect(all).toBeLessThanOrEqual(hand.concurrency);
-        else expect((all * hand.handlerMs) / hand.concurrency).toBeLessThanOrEqual(Math.max(0, hand.leftMs));
+        if (hand.handlerMs === undefined) expect(all).toBeLessThanOrEqual(hand.concurrency * hand.size);
+        else
+          expect((all * hand.handlerMs) / (hand.concurrency * perHandler)).toBeLessThanOrEqual(
+            Math.max(0, hand.leftMs),
+          );
       }),
     );
   });

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { connectMs, planBudget } from "../../src/consume/budget.ts";
 import { planPull } from "../../src/consume/pull-size.ts";
-import { decideFailure } from "../../src/consume/settlement.ts";
+import { decideFailure, decideTogether } from "../../src/consume/settlement.ts";
 import { exponential, NonRetriableError, RetryAfterError } from "../../src/index.ts";
 
 const retry = { attempts: 3, backoff: exponential("1s", { max: "5m" }) };
@@ -29,6 +29,29 @@ describe("what becomes of a failure", () => {
     ["nothing at all", undefined, 1, { kind: "retry", delayMs: 1_000 }],
   ])("%s", (_, error, attempt, settlement) => {
     expect(decideFailure({ error, attempt, inPlace: 0, leftMs: 1_000, now: 0, chance: 0 }, retry)).toEqual(settlement);
+  });
+});
+
+describe("when a batch that failed as a whole may come again", () => {
+  const rules = [
+    { on: RangeError, do: { after: "2s" } },
+    { on: TypeError, do: { inPlace: 1 } },
+    { on: SyntaxError, do: "discard" },
+    { on: URIError, do: "dead-letter" },
+  ] as const;
+  const busy = { headers: { "retry-after": "7" } };
+
+  it.each([
+    ["at once, in halves", new Error("x"), undefined],
+    ["at once where one is not to come again", Object.assign(new NonRetriableError("x"), busy), undefined],
+    ["at once where a rule drops one", Object.assign(new SyntaxError("x"), busy), undefined],
+    ["at once where a rule gives one up", Object.assign(new URIError("x"), busy), undefined],
+    ["at once where a rule says in place", new TypeError("x"), undefined],
+    ["not before its error says", new RetryAfterError("x", "30s"), 30_000],
+    ["not before an HTTP service says", Object.assign(new Error("x"), busy), 7_000],
+    ["not before a rule says", new RangeError("x"), 2_000],
+  ])("%s", (_, error, delayMs) => {
+    expect(decideTogether({ error, now: 0, chance: 0 }, { ...retry, rules })).toBe(delayMs);
   });
 });
 
