@@ -48,9 +48,7 @@ export interface BatchTurn {
   holds(): boolean;
   /** Whether no other invocation may have it by now. */
   isOurs(one: Held): boolean;
-  /** Waits for the rate limit. Answers for each how it leaves where it is not to be started. */
-  inPace(members: readonly Member[]): Promise<readonly (Outcome | undefined)[]>;
-  /** Writes down, ahead of it, that messages are started, in one flight. Answers as `inPace` does. */
+  /** Writes down, ahead of it, that messages are started, in one flight. Answers for each how it leaves where it is not. */
   announce(members: readonly Member[]): Promise<readonly (Outcome | undefined)[]>;
   /** Counts what the handler came to for messages that were decided together. */
   ended(outcomes: readonly Outcome[]): void;
@@ -62,8 +60,7 @@ export interface BatchTurn {
  * written down before, all in one flight. Never throws.
  */
 export async function startTogether(batch: readonly Held[], turn: BatchTurn): Promise<void> {
-  const all = batch.map((one): Member => ({ one, before: one.entry?.attempts ?? noAttempts.attempts, inPlace: 0 }));
-  const members = passing(all, await turn.inPace(all), turn);
+  const members = batch.map((one): Member => ({ one, before: one.entry?.attempts ?? noAttempts.attempts, inPlace: 0 }));
   const again = members.filter(({ one }) => one.entry);
   if (again.length === 0) return attemptTogether(members, turn);
   const announced = new Set(passing(again, await turn.announce(again), turn));

@@ -32,7 +32,7 @@ export interface Hand {
   readonly places: number;
   /** Their bytes, and those of deliveries that are being settled. */
   readonly bytes: number;
-  /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
+  /** What a handler takes, in milliseconds; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
   /** How many messages a handler has been taking at once. */
   readonly perHandler: number;

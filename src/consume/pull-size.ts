@@ -11,7 +11,7 @@ export interface InHand {
   readonly unsettled: number;
   /** and the bytes of that. */
   readonly bytes: number;
-  /** How long a handler takes, in milliseconds, for as many as it takes; undefined as long as none has ended. */
+  /** How long a handler takes, in milliseconds; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
   /** How many messages a handler takes at once, at most, @default 1 */
   readonly size?: number;

@@ -1,5 +1,5 @@
 import type { DeadLetterReason } from "../dead-letter/story.ts";
-import { backoffMs, decisionFor, type RetryDecision, type RetryPolicy } from "../define/retry.ts";
+import { backoffMs, decisionFor, type RetryPolicy } from "../define/retry.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { retryAfterMs } from "./retry-after.ts";
 
@@ -68,48 +68,23 @@ export function decideFailure(failure: Failure, retry: RetryPolicy): Settlement 
 }
 
 function decide(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
-  const { error, attempt, chance } = failure;
-  if (markOf(error).deadLetter) return { kind: "dead-letter", reason: "non-retriable" };
+  const { error, attempt, now, chance } = failure;
+  const asked = markOf(error);
+  if (asked.deadLetter) return { kind: "dead-letter", reason: "non-retriable" };
   const decision = decisionFor(error, retry.rules);
   if (decision === "discard") return { kind: "ack", discarded: true };
   if (decision === "dead-letter") return { kind: "dead-letter", reason: "non-retriable" };
   if (attempt >= retry.attempts) return { kind: "dead-letter", reason: "attempts-exhausted" };
-  const named = namedMs(failure, decision);
-  if (named?.exactly) return { kind: "retry", delayMs: named.ms };
-  if (typeof decision === "object" && "inPlace" in decision) {
-    const delayMs = Math.max(named?.ms ?? 0, toMs(decision.delay ?? 0, "delay"));
+  if (asked.retryAfterMs !== undefined) return { kind: "retry", delayMs: asked.retryAfterMs };
+  if (typeof decision === "object" && "after" in decision)
+    return { kind: "retry", delayMs: toMs(decision.after, "after") };
+  const named = retryAfterMs(error, now) ?? 0;
+  if (typeof decision === "object") {
+    const delayMs = Math.max(named, toMs(decision.delay ?? 0, "delay"));
     if (failure.inPlace < decision.inPlace && delayMs < failure.leftMs) return { kind: "in-place", delayMs };
   }
-  const backoff = backoffMs(retry.backoff, attempt, chance);
-  const atLeast = named ? named.ms + retry.backoff.jitterMs * chance : 0;
-  return { kind: "retry", delayMs: Math.round(Math.max(atLeast, backoff)) };
-}
-
-/**
- * When a batch that failed as a whole may be started again, in milliseconds, where its error or a rule names that: it stays
- * together until then. Undefined where it is to be halved at once, to find the message that breaks it.
- */
-export function decideTogether(thrown: Thrown, retry: RetryPolicy): number | undefined {
-  const { error, chance } = thrown;
-  try {
-    const decision = decisionFor(error, retry.rules);
-    if (markOf(error).deadLetter || decision === "discard" || decision === "dead-letter") return undefined;
-    const named = namedMs(thrown, decision);
-    if (!named || named.exactly) return named?.ms;
-    const isInPlace = typeof decision === "object";
-    return isInPlace ? undefined : Math.round(named.ms + retry.backoff.jitterMs * chance);
-  } catch {
-    return undefined;
-  }
-}
-
-/** When to come again: exactly, as a `RetryAfterError` or a rule says, or at least, as an HTTP error does. */
-function namedMs({ error, now }: Thrown, decision: RetryDecision): { ms: number; exactly: boolean } | undefined {
-  const asked = markOf(error).retryAfterMs;
-  if (asked !== undefined) return { ms: asked, exactly: true };
-  if (typeof decision === "object" && "after" in decision) return { ms: toMs(decision.after, "after"), exactly: true };
-  const ms = retryAfterMs(error, now);
-  return ms === undefined ? undefined : { ms, exactly: false };
+  const delayMs = Math.max(named + retry.backoff.jitterMs * chance, backoffMs(retry.backoff, attempt, chance));
+  return { kind: "retry", delayMs: Math.round(delayMs) };
 }
 
 /**

@@ -21,7 +21,7 @@ export interface Turns {
   readonly running: number;
   /** How many handlers may run, of what the consumer allows and others leave. */
   readonly places: number;
-  /** What a handler takes, in milliseconds, for as many messages as it takes; undefined as long as none has ended. */
+  /** What a handler takes, in milliseconds; undefined as long as none has ended. */
   readonly handlerMs: number | undefined;
   /** How many messages it has been taking at once. */
   readonly perHandler: number;
@@ -59,9 +59,7 @@ export function openTurns(
   const { consumer } = binding;
   const { clock, gate, ledger } = shared;
   const { now } = clock;
-  const { size } = binding.batch ?? { size: 1 };
   const queue: Held[] = [];
-  const paced: Held[] = []; // of those that are started together, whom the rate limit has let in
   const suspects = new Map<Held, Attempts>();
   let running = 0;
   let waiting = 0; // of those, how many wait for the rate limit
@@ -71,7 +69,6 @@ export function openTurns(
   let gathering = false;
   let stopped = false;
   let starting = false;
-  let gathering = false;
   let busyFrom: number | undefined; // when the first handler was started since the event loop last came round
   const participant = { priority: consumer.priority, running: () => running, onOpen: startNext };
   gate.join(participant);
@@ -85,7 +82,7 @@ export function openTurns(
       return Math.min(consumer.concurrency, gate.placesFor(participant));
     },
     get handlerMs() {
-      return handlerMs();
+      return handlerMs;
     },
     get perHandler() {
       return perHandler;
@@ -97,7 +94,7 @@ export function openTurns(
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
-      const otherwise = pace && (await letIn(pace, one, attempts)); // before it has the gate for itself
+      const otherwise = pace && (await orReturned(attempts, () => pace.turn(one, attempts))); // before it has the gate alone
       if (otherwise && suspects.delete(one)) leave(one, otherwise);
       if (!suspects.has(one)) return;
       await point("waiting for a turn to run alone", gate.enterAlone());
@@ -113,10 +110,6 @@ export function openTurns(
     stop,
   };
 
-  function handlerMs(): number | undefined {
-    return tookMs === undefined ? undefined : (tookMs * size) / tookMessages;
-  }
-
   function stop(): void {
     stopped = true;
     pace?.stop();
@@ -128,24 +121,27 @@ export function openTurns(
   function startNext(): void {
     if (starting || stopped) return; // a handler that ends at once comes back here
     starting = true;
-    const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs()) && !breaker?.holds;
+    const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs) && !breaker?.holds;
     while (has() && !isBusy()) {
       const one = queue.shift() as Held;
-      gate.enter(handlerMs);
-      one.inside = true;
-      const batch = size > 1 && !isApart(one) && withCompany(one);
-      if (batch && batch.length > 1) void startBatch(batch);
-      else if (pace) void inPace(one, one.entry?.attempts ?? noAttempts.attempts, false);
-      else if (one.entry) void startAgain(one, one.entry.attempts, false);
-      else start(one, noAttempts.attempts);
+      if (pace) void inPace(pace, withCompany(one));
+      else if (size > 1) startThese(withCompany(one));
+      else startThis(one);
     }
     starting = false;
   }
 
-  function enter(one: Held): Held {
-    gate.enter(handlerMs());
+  function startThese(batch: readonly Held[]): void {
+    const [one, another] = batch;
+    if (another) void startBatch(batch);
+    else if (one) startThis(one);
+  }
+
+  function startThis(one: Held): void {
+    gate.enter(handlerMs);
     one.inside = true;
-    return one;
+    if (one.entry) void startAgain(one, one.entry.attempts, false);
+    else start(one, noAttempts.attempts);
   }
 
   /** Handlers that use the processor let timers and the network have their turn as well. */
@@ -164,64 +160,26 @@ export function openTurns(
     return now() - busyFrom > busyMs;
   }
 
-  /** Has what came in one piece start together. */
-  function gather(start: () => void): void {
-    if (gathering) return;
-    gathering = true;
-    queueMicrotask(() => {
-      gathering = false;
-      start();
-    });
-  }
-
-  /** It has its place among the consumer's handlers while it waits, or several that have been let in would start together. */
-  async function inPace(pace: Pace, one: Held): Promise<void> {
-    const before = one.entry?.attempts ?? noAttempts.attempts;
+  /** They have a place of the consumer's while they wait, or several that have been let in would start one upon the other. */
+  async function inPace(pace: Pace, batch: readonly Held[]): Promise<void> {
+    const known = batch.map((one) => one.entry?.attempts ?? noAttempts.attempts);
     running += 1;
     waiting += 1;
-    const otherwise = await orReturned(before, () => pace?.turn(one, before));
+    const turns = batch.map((one, n) => {
+      const before = known[n] ?? noAttempts.attempts;
+      return orReturned(before, () => pace.turn(one, before));
+    });
+    const otherwise = await Promise.all(turns);
     running -= 1;
     waiting -= 1;
-    if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
-    else if (!gate.admits(handlerMs()) || breaker?.holds)
-      queue.unshift(one); // others have the places, or one of them runs alone
-    else if (size === 1) startFrom([], enter(one));
-    else {
-      paced.push(enter(one));
-      gather(startPaced);
-    }
-  }
-
-  /** Waits for the rate limit; answers how a message is to leave that cannot be started. */
-  async function letIn(pace: Pace, one: Held, before: Attempts): Promise<Outcome | undefined> {
-    try {
-      return await pace.turn(one, before);
-    } catch (error) {
-      trouble(textOf(error));
-      return returned(before, troubleMs);
-    }
-  }
-
-  function startPaced(): void {
-    for (let one = paced.shift(); one; one = paced.shift()) startFrom(paced, one);
-  }
-
-  /** Starts one that is inside, together with others of `waiting` where the consumer's handler takes several. */
-  function startFrom(waiting: Held[], one: Held): void {
-    const batch = size > 1 && !isApart(one) ? withCompany(waiting, one) : undefined;
-    if (batch && batch.length > 1) startBatch(batch);
-    else if (one.entry) void startAgain(one, one.entry.attempts, false);
-    else start(one, noAttempts.attempts);
-  }
-
-  /** Takes from those that wait whom a message is started together with, as many as fit. */
-  function withCompany(waiting: Held[], one: Held): Held[] {
-    const batch = [one];
-    for (let at = 0; at < waiting.length && batch.length < size; ) {
-      if (isApart(waiting[at] as Held)) at += 1;
-      else batch.push(...waiting.splice(at, 1).map((other) => (other.inside ? other : enter(other))));
-    }
-    return batch;
+    const over = isOver();
+    const letIn = batch.filter((one, n) => {
+      const outcome = otherwise[n] ?? (over ? returned(known[n] ?? noAttempts.attempts) : undefined);
+      if (outcome) leave(one, outcome);
+      return !outcome;
+    });
+    if (gate.admits(handlerMs) && !breaker?.holds) startThese(letIn);
+    else queue.unshift(...letIn); // others have the places, or one of them runs alone
   }
 
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
@@ -275,7 +233,7 @@ export function openTurns(
 
   async function startInPlace(one: Held, { inPlaceMs, otherwise }: Again, inPlace: number): Promise<void> {
     running += 1;
-    await untilAgain(inPlaceMs);
+    await pause(inPlaceMs, "waiting to start a handler once more in place");
     running -= 1;
     if (isOver()) leave(one, otherwise);
     else await startAgain(one, otherwise.attempts, one.announced?.alone ?? false, inPlace);
@@ -305,6 +263,7 @@ export function openTurns(
   /** Takes from the queue whom a message is started together with: those who wait, as many as fit. */
   function withCompany(one: Held): Held[] {
     const batch = [one];
+    if (size === 1 || isApart(one)) return batch;
     for (let at = 0; at < queue.length && batch.length < size; ) {
       if (isApart(queue[at] as Held)) at += 1;
       else batch.push(...queue.splice(at, 1));
@@ -317,6 +276,7 @@ export function openTurns(
     running += 1;
     for (const [n, one] of batch.entries()) {
       if (n > 0) gate.accompany();
+      else gate.enter(handlerMs);
       Object.assign(one, { inside: true, inCompany: true });
     }
     let since = now();
@@ -326,15 +286,6 @@ export function openTurns(
       mayStart: () => !isOver(),
       holds: () => breaker !== undefined && (breaker.holds || breaker.state === "open"),
       isOurs,
-      async inPace(members) {
-        if (!pace) return [];
-        waiting += 1;
-        const turns = members.map(({ one, before }) => orReturned(before, () => pace.turn(one, before)));
-        const otherwise = await Promise.all(turns);
-        waiting -= 1;
-        since = now();
-        return otherwise;
-      },
       announce: (members) =>
         Promise.all(members.map(({ one, before }) => orReturned(before, () => announce(one, before, false)))),
       ended(outcomes) {

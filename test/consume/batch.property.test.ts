@@ -75,7 +75,6 @@ describe("whatever the messages of a batch do", () => {
               mayStart: () => starts < startsInTime,
               holds: () => false,
               isOurs: () => true,
-              inPace: async () => [],
               announce: () => Promise.reject(new Error("each start is known to be the first")),
               ended: () => {},
               leave: ({ delivery: { sequence } }, outcome) => {

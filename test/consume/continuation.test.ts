@@ -253,7 +253,7 @@ describe("an invocation that leaves something to do", () => {
         },
       });
     };
-    await system.invoke({ budgetMs: 1_000, connect });
+    await system.invoke({ budgetMs: 2_000, connect });
     handle = () => {};
     await system.invoke({ connect, onMore: () => {} });
     expect(asked).toEqual([]);
