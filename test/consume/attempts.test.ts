@@ -40,28 +40,30 @@ async function dieOnce(): Promise<void> {
 
 const lettersIn = async () => (await system.jsm.streams.info("DEAD")).state.messages;
 
-describe("a message that two invocations start, as the first one's lease was lost", () => {
-  async function startTwice(attempts: number) {
-    const seen: number[] = [];
-    const gates = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
-    await start({ attempts, backoff: fixed(10) }, async ({ attempt }) => {
-      const nth = seen.push(attempt) - 1;
-      await gates[nth]?.promise;
-      if (nth < 2) throw new Error(`start ${nth + 1}`);
-    });
-    const first = system.invoke({ connect: unheard, budgetMs: 20_000 });
-    await expect.poll(() => seen.length).toBe(1);
-    await sleep(1_100); // the ack-wait
-    const second = system.invoke({ budgetMs: 20_000 });
-    await expect.poll(() => seen.length).toBe(2);
-    gates[0]?.resolve();
-    await first;
-    gates[1]?.resolve();
-    await second;
-    await system.settle();
-    return seen;
-  }
+/** Two invocations have a message at the same time, and fail one after the other; a third one has it last. */
+async function startTwice(attempts: number, { suspect = false } = {}) {
+  const seen: number[] = [];
+  const gates = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  await start({ attempts, backoff: fixed(10) }, async ({ attempt }) => {
+    const nth = seen.push(attempt) - 1;
+    await gates[nth]?.promise;
+    if (nth < 2) throw new Error(`start ${nth + 1}`);
+  });
+  if (suspect) await dieOnce();
+  const first = system.invoke({ connect: unheard, budgetMs: 20_000 });
+  await expect.poll(() => seen.length).toBe(1);
+  await sleep(1_100); // the ack-wait
+  const second = system.invoke({ budgetMs: 20_000 });
+  await expect.poll(() => seen.length).toBe(2);
+  gates[0]?.resolve();
+  await first;
+  gates[1]?.resolve();
+  await second;
+  await system.settle();
+  return seen;
+}
 
+describe("a message that two invocations start, as the first one's lease was lost", () => {
   it("has each start counted once", async () => {
     expect(await startTwice(9)).toEqual([1, 1, 3]);
     expect(await lettersIn()).toBe(0);
@@ -69,6 +71,13 @@ describe("a message that two invocations start, as the first one's lease was los
 
   it("is not dead-lettered after two starts of three", async () => {
     expect(await startTwice(3)).toEqual([1, 1, 3]);
+    expect(await lettersIn()).toBe(0);
+  });
+});
+
+describe("a suspect that is taken for the death of its function while that is only unheard of", () => {
+  it("has its start counted once, for what it really came to", async () => {
+    expect(await startTwice(3, { suspect: true })).toEqual([1, 2, 3]);
     expect(await lettersIn()).toBe(0);
   });
 });

@@ -1,7 +1,10 @@
+import { runInNewContext } from "node:vm";
 import { describe, expect, it } from "vitest";
+import * as z from "zod";
 import { connectMs, planBudget } from "../../src/consume/budget.ts";
 import { planPull } from "../../src/consume/pull-size.ts";
 import { decideFailure, decideTogether } from "../../src/consume/settlement.ts";
+import { textOf } from "../../src/errors.ts";
 import { exponential, NonRetriableError, RetryAfterError } from "../../src/index.ts";
 
 const retry = { attempts: 3, backoff: exponential("1s", { max: "5m" }) };
@@ -29,6 +32,74 @@ describe("what becomes of a failure", () => {
     ["nothing at all", undefined, 1, { kind: "retry", delayMs: 1_000 }],
   ])("%s", (_, error, attempt, settlement) => {
     expect(decideFailure({ error, attempt, inPlace: 0, leftMs: 1_000, now: 0, chance: 0 }, retry)).toEqual(settlement);
+  });
+});
+
+describe("a rule of a policy", () => {
+  const decided = (error: unknown, on: never) =>
+    decideFailure(
+      { error, attempt: 1, inPlace: 0, leftMs: 1_000, now: 0, chance: 0 },
+      { ...retry, rules: [{ on, do: "discard" }] },
+    ).kind === "ack";
+  const OtherTypeError = runInNewContext("TypeError") as typeof TypeError;
+
+  it.each<[string, unknown, unknown, boolean]>([
+    ["takes a class's instances", new TypeError("x"), TypeError, true],
+    ["takes those of a class of the schema library", z.string().safeParse(1).error, z.ZodError, true],
+    ["leaves out what is of another class of it", new Error("x"), z.ZodError, false],
+    ["takes those of a class of another realm", new OtherTypeError("x"), OtherTypeError, true],
+    ["leaves out what is not of a class of another realm", new Error("x"), OtherTypeError, false],
+    ["takes what its predicate is true for", new Error("x"), () => true, true],
+    ["leaves out what its predicate answers otherwise for", new Error("x"), () => "yes", false],
+    ["leaves out what its predicate throws for", new Error("x"), () => JSON.parse(""), false],
+  ])("%s", (_, error, on, matches) => {
+    expect(decided(error, on as never)).toBe(matches);
+  });
+});
+
+describe("Retry-After", () => {
+  const now = Date.parse("2030-01-01T00:00:00Z");
+  const decide = (value: unknown, name = "retry-after", rules = {}) =>
+    decideFailure(
+      { error: { headers: { [name]: value } }, attempt: 1, inPlace: 0, leftMs: 60_000, now, chance: 0 },
+      { ...retry, ...rules },
+    );
+
+  it.each<[unknown, number]>([
+    ["30", 30_000],
+    [30, 30_000],
+    ["Tue, 01 Jan 2030 00:01:00 GMT", 60_000],
+    ["0", 1_000], // never sooner than the backoff
+    ["Tue, 01 Jan 2019 00:01:00 GMT", 1_000],
+    ["3600.5", 1_000],
+    ["-3600", 1_000],
+    ["retry in 2099", 1_000],
+    ["", 1_000],
+    [{}, 1_000],
+  ])("%o waits %d ms", (value, delayMs) => {
+    expect(decide(value)).toEqual({ kind: "retry", delayMs });
+  });
+
+  it("is found in any case, and waited for in place as well", () => {
+    expect(decide("7", "RETRY-After")).toEqual({ kind: "retry", delayMs: 7_000 });
+    const rules = [{ on: () => true, do: { inPlace: 1, delay: "10ms" } }];
+    expect(decide("7", "retry-after", { rules })).toEqual({ kind: "in-place", delayMs: 7_000 });
+  });
+});
+
+describe("an error in a line", () => {
+  it.each<[unknown, string]>([
+    [new Error("no"), "Error: no"],
+    [
+      new TypeError("fetch failed", { cause: new Error("connect ECONNREFUSED") }),
+      "TypeError: fetch failed (Error: connect ECONNREFUSED)",
+    ],
+    [new Error("no: why", { cause: new Error("why") }), "Error: no: why"],
+    [new Response(null, { status: 503, statusText: "Service Unavailable" }), "HTTP 503 Service Unavailable"],
+    [{ code: 7 }, '{"code":7}'],
+    [undefined, "undefined"],
+  ])("%o", (error, text) => {
+    expect(textOf(error)).toBe(text);
   });
 });
 

@@ -81,7 +81,7 @@ describe("what belongs to a message", () => {
     const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     const own = headers();
     own.set("Sortie-Correlation-Id", "order-7");
-    own.set("traceparent", traceparent);
+    own.set("Traceparent", traceparent); // a foreign producer writes it as it likes
     own.set("tracestate", "vendor=1");
     await system.js.publish("jobs.a", JSON.stringify({ n: 1 }), { headers: own });
     await system.publish("jobs.a", { n: 2 }, "message-2"); // the first of its kind: its id stands for both
@@ -105,5 +105,20 @@ describe("what belongs to a message", () => {
       "results.a 2": ["message-2", "", ""],
       "results.b 2": ["message-2", "", ""],
     });
+  });
+});
+
+describe("an id of the handler's own", () => {
+  it("is for one message: with the second one it would be taken for the first, and stored nowhere", async () => {
+    const app = createApp({ streams: [jobs, results, dead] }).on(worker, async (_, { publish }) => {
+      await publish("results.a", { n: 1 }, { id: "same" });
+      await publish("results.a", { n: 2 }, { id: "same" });
+    });
+    system = await startSystem(app);
+    await system.publish("jobs.a", { n: 1 });
+    await system.invoke();
+    expect(system.events).toMatchObject([
+      { event: "retried", error: expect.stringContaining('expected an id of its own, got "same"') },
+    ]);
   });
 });

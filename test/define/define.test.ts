@@ -154,6 +154,21 @@ describe("backoff", () => {
   });
 });
 
+describe("a work queue that takes no more when it is full", () => {
+  it("does not take the dead letters of its own messages", () => {
+    const jobs = defineStream("FULL", {
+      subjects: { "full.a": z.string() },
+      captures: ["dead.full"],
+      retention: "workqueue",
+      maxMessages: 10,
+    });
+    const worker = defineConsumer(jobs, "worker", { deadLetter: "dead.full" });
+    expect(() => createApp({ streams: [jobs] }).on(worker, () => {})).toThrow(
+      "its dead letters go to its own stream, which takes nothing more when it is full",
+    );
+  });
+});
+
 describe("createApp", () => {
   const orders = defineStream("ORDERS", { subjects: { "orders.placed": Order } });
   const dead = defineStream("DEAD", { captures: ["dead.>"] });

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import { AckPolicy } from "@nats-io/jetstream";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, type StreamOptions } from "../../src/index.ts";
@@ -68,6 +69,36 @@ describe("apply", () => {
       Array(5).fill(["none", []]),
     );
   });
+
+  it("catches what the server gives up on for the consumers that are defined, of all apps", async () => {
+    const foreign = stream("FOREIGN");
+    const consumer = (name: string) =>
+      defineConsumer(foreign, name, { deadLetter: "dead.FOREIGN", managed: false, ackWait: "45s" });
+    await apply(connection, { streams: [foreign], consumers: [] });
+    for (const name of ["one", "two"]) {
+      const config = { durable_name: name, ack_policy: AckPolicy.Explicit, ack_wait: 45e9, max_deliver: 2 };
+      await system.jsm.consumers.add("FOREIGN", config);
+      await apply(connection, { streams: [foreign], consumers: [consumer(name)] });
+    }
+    const { subjects } = (await system.jsm.streams.info("SORTIE_EXHAUSTED")).config;
+    expect(subjects).toEqual(
+      ["one", "two"].map((name) => `$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.FOREIGN.${name}`),
+    );
+  });
+
+  it.each([{ ack_wait: 10e9 }, { ack_wait: 45e9, backoff: [1e9, 60e9], max_deliver: 3 }])(
+    "refuses a consumer of someone else whose server does not wait as long as defined: %o",
+    async (config) => {
+      const hasty = stream("HASTY");
+      const consumer = defineConsumer(hasty, "worker", { deadLetter: "dead.HASTY", managed: false, ackWait: "45s" });
+      await apply(connection, { streams: [hasty], consumers: [] });
+      await system.jsm.consumers.delete("HASTY", "worker").catch(() => {});
+      await system.jsm.consumers.add("HASTY", { durable_name: "worker", ack_policy: AckPolicy.Explicit, ...config });
+      await expect(apply(connection, { streams: [hasty], consumers: [consumer] })).rejects.toThrow(
+        /the server waits \d+ ms for an acknowledgement.*the definition says 45000 ms/,
+      );
+    },
+  );
 
   it("leaves the streams that apps share as wide as another app needs them", async () => {
     const long = stream("LONG");
