@@ -49,7 +49,15 @@ export async function prepare(
   observed: Observed,
   run: string,
   folder: string,
-  { numbers = messages, ...options }: ScenarioOptions & { numbers?: readonly number[] } = {},
+  {
+    numbers = messages,
+    suspect = false,
+    ...options
+  }: ScenarioOptions & {
+    numbers?: readonly number[];
+    /** Whether a function has died with the first message in hand. */
+    suspect?: boolean;
+  } = {},
 ) {
   const { server, tcp } = observed;
   const log = join(folder, run);
@@ -64,6 +72,10 @@ export async function prepare(
   for (let from = 0; from < numbers.length; from += 500) {
     const some = numbers.slice(from, from + 500);
     await Promise.all(some.map((n) => js.publish(`jobs.${run}`, JSON.stringify({ n }))));
+  }
+  if (suspect) {
+    await (await js.consumers.get(made.jobs.name, worker.name)).next({ expires: 5_000 });
+    await sleep(ackWaitMs);
   }
   const jsm = () => jetstreamManager(observed.tcp, { checkAPI: false });
   return { ...made, run, log, numbers, fate, together: options.together ?? 1, observed, server, jsm };
@@ -91,8 +103,9 @@ export async function ended(victim: ChildProcess): Promise<{ code: number | null
 export async function recordPlaces(prepared: Prepared): Promise<{ place: Place; times: number }[]> {
   const { server, run, log, together } = prepared;
   const found: { place: Place; times: number }[] = [];
-  for (let stage = 0; stage <= lastStage; stage++) {
-    if (stage === lastStage) await sleep(parkedMs);
+  const stages = [0, 1, 2, lastStage, lastStage]; // what is parked may have been so late
+  for (const [at, stage] of stages.entries()) {
+    if (stage === lastStage) await sleep(at === lastStage ? parkedMs : 1_000);
     const { said, errors } = await ended(startVictim({ url: server.url, run, log, budgetMs, together }));
     if (!said) throw new Error(`the victim said nothing: ${errors}`);
     for (const [name, times] of (JSON.parse(said) as { times: [string, number][] }).times) {
@@ -109,7 +122,7 @@ const parkedMs = 5_200;
 
 /** Strikes the first invocation, from about the place's stage on, that comes to it; answers whether one did. */
 export async function strike(prepared: Prepared, place: Place, fault: Fault): Promise<boolean> {
-  const before = place.stage === lastStage ? lastStage : place.stage - 1; // a retry may come sooner than it was recorded
+  const before = place.stage === lastStage ? 1 : place.stage - 1; // a retry may come sooner than it was recorded
   for (let stage = 0; stage < before; stage++) await invokeCleanly(prepared);
   if (place.stage === lastStage) await sleep(parkedMs);
   for (let tries = 0; tries < 10; tries++) if (await struck(prepared, place, fault)) return true;

@@ -9,6 +9,7 @@ import {
   type HandlerContext,
   type Message,
   RetryAfterError,
+  type Schema,
 } from "../../src/index.ts";
 
 /** What the handler of a message does. */
@@ -38,6 +39,23 @@ export const soak: ScenarioOptions = {
 export const ackWaitMs = 1_000;
 
 const Numbered = z.object({ n: z.number() });
+const Looked = Numbered.refine(async () => true);
+
+/** As `Numbered`, which looks elsewhere for some messages. */
+const Job: Schema<{ n: number }> = {
+  "~standard": {
+    ...Numbered["~standard"],
+    validate: (value) => {
+      const { n = 0 } = value as { n?: number };
+      return (n % 10 === 4 ? Looked : Numbered)["~standard"].validate(value);
+    },
+  },
+};
+
+/** A failure after which the message is started once more in place. */
+class OnceMore extends Error {
+  override name = "OnceMore";
+}
 
 export interface ScenarioOptions {
   readonly fate?: (n: number) => Fate;
@@ -53,7 +71,7 @@ export interface ScenarioOptions {
 /** An app over streams that are named for one run of the harness. Each start of a handler is a line of the file `log`. */
 export function scenario(run: string, log: string, options: ScenarioOptions = {}) {
   const { fate = fateOf, concurrency = 5, attempts = 3, together = 1, poisonous } = options;
-  const jobs = defineStream(`JOBS_${run}`, { subjects: { [`jobs.${run}`]: Numbered }, retention: "workqueue" });
+  const jobs = defineStream(`JOBS_${run}`, { subjects: { [`jobs.${run}`]: Job }, retention: "workqueue" });
   const results = defineStream(`RESULTS_${run}`, { subjects: { [`results.${run}.*.*`]: Numbered } });
   const dead = defineStream(`DEAD_${run}`, { captures: [`dead.${run}`] });
   const worker = defineConsumer(jobs, "worker", {
@@ -61,17 +79,17 @@ export function scenario(run: string, log: string, options: ScenarioOptions = {}
     batch: 4 * concurrency,
     concurrency,
     maxAckPending: 100, // so that late retries are parked
-    retry: { attempts, backoff: fixed(50) },
+    retry: { attempts, backoff: fixed(50), rules: [{ on: OnceMore, do: { inPlace: 1 } }] },
     deadLetter: `dead.${run}`,
   });
-  type Job = Pick<Message<string, { n: number }>, "data" | "attempt">;
+  type Start = Pick<Message<string, { n: number }>, "data" | "attempt">;
   type Context = Pick<HandlerContext<typeof results>, "publish">;
-  const handle = async ({ data: { n }, attempt }: Job, { publish }: Context) => {
+  const handle = async ({ data: { n }, attempt }: Start, { publish }: Context) => {
     appendFileSync(log, `${n} ${attempt} ${process.pid}\n`);
     if (poisonous?.n === n) await poisonous.kill();
     await new Promise((resolve) => setTimeout(resolve, 5));
     const destined = poisonous ? "publishes" : fate(n);
-    if (destined === "fails once" && attempt === 1) throw new Error("once");
+    if (destined === "fails once" && attempt === 1) throw n % 10 === 6 ? new OnceMore("once") : new Error("once");
     if (destined === "fails for good") throw new Error("for good");
     if (destined === "times out once" && attempt === 1) await new Promise(() => {});
     if (destined === "is parked" && attempt === 1) throw new RetryAfterError("later", "5.1s");
