@@ -3,6 +3,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { type ConsumerOptions, createApp, defineConsumer, defineStream, type Handler } from "../../src/index.ts";
 import { connect } from "../../src/nats/connection.ts";
+import { apply } from "../../src/provision/apply.ts";
 import { altered } from "../support/connections.ts";
 import { startProxy } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
@@ -152,6 +153,51 @@ describe("messages that cannot be finished", () => {
     const { consumers } = await system.invoke({ budgetMs: 5_000 });
     expect(consumers[0]).toMatchObject({ pulled: 20, acked: 20, retried: 0, ended: "budget", more: true });
     expect(started).toBe(20);
+  });
+});
+
+describe("large messages that the server has given up on", () => {
+  it("come through, no more of them at a time than may be in hand, and none loses its lease", async () => {
+    let handled = 0;
+    system = await startSystem(createApp({ streams: [jobs, dead] }));
+    const config: Partial<ConsumerConfig> = { ack_policy: AckPolicy.Explicit, max_deliver: 1, ack_wait: 5_000_000_000 };
+    await system.jsm.consumers.add("JOBS", { durable_name: "worker", filter_subject: "jobs.a", ...config });
+    const options = { managed: false, ackWait: "5s", concurrency: 64, maxBytes: 4 * 1_024 * 1_024 } as const;
+    const worker = defineConsumer(jobs, "worker", { filter: "jobs.a", deadLetter: "dead.jobs", ...options });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, () => {
+      handled += 1;
+    });
+    const connection = await system.connect();
+    await apply(connection, { streams: app.streams, consumers: [worker] });
+    await connection.close();
+    await publish(60, "x".repeat(500_000));
+    await system.jsm.consumers.update("JOBS", "worker", { ack_wait: 1_000_000_000 }); // to be given up on soon
+    const consumer = await system.js.consumers.get("JOBS", "worker");
+    for (let given = 0; given < 60; )
+      for await (const _ of await consumer.fetch({ max_messages: 20, expires: 1_000 })) given += 1;
+    const advisories = async () => (await system.jsm.streams.info("SORTIE_EXHAUSTED")).state.messages;
+    await expect.poll(advisories).toBe(60);
+    let [reading, mostAtOnce] = [0, 0];
+    const { consumers } = await system.invoke({
+      bindings: app.bindings,
+      budgetMs: 25_000,
+      async connect() {
+        const connection = await system.connect();
+        const request: typeof connection.request = (subject, ...rest) => {
+          const answer = connection.request(subject, ...rest);
+          if (subject !== "$JS.API.STREAM.MSG.GET.JOBS") return answer;
+          mostAtOnce = Math.max(mostAtOnce, ++reading);
+          return answer.finally(() => {
+            reading -= 1;
+          });
+        };
+        return altered(connection, { request });
+      },
+    });
+    expect(consumers[0]).toMatchObject({ acked: 60, leaseLost: 0, unconfirmed: 0, ended: "drained" });
+    expect(handled).toBe(60);
+    expect(mostAtOnce * 3 * 500_000).toBeLessThanOrEqual(options.maxBytes); // read as text, three times their bytes
+    expect((await system.jsm.streams.info("JOBS")).state.messages).toBe(0);
   });
 });
 
