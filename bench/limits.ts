@@ -2,8 +2,8 @@ import { wsconnect } from "@nats-io/nats-core";
 import type { ConsumerOptions } from "../src/define/consumer.ts";
 import { connect, disconnect } from "../src/nats/connection.ts";
 import { startNatsServer } from "../src/testing/nats-server.ts";
+import { startStretch } from "../test/support/stretch.ts";
 import { startBacklog } from "./backlog.ts";
-import { startProxy } from "./proxy.ts";
 import { type Bench, type Report, thousands } from "./report.ts";
 import { inRounds, median, ratio } from "./rounds.ts";
 import { invokeOn, keeping } from "./sortie.ts";
@@ -55,7 +55,7 @@ export async function limits({ quick, report }: Bench): Promise<void> {
   const told = (name: string, done: number) => report.progress(name, done / 2);
   const throughput = await inRounds(speeds, quick ? 1 : 5, told);
 
-  await using proxy = await startProxy(server.url, delayMs);
+  await using proxy = await startStretch(server.url, delayMs);
   const far = await connect({ url: proxy.url }, 5_000);
   const trips = Object.entries(features).map(([name, options]) => ({
     name,

@@ -3,8 +3,8 @@ import { type Consumer, jetstream } from "@nats-io/jetstream";
 import { type NatsConnection, wsconnect } from "@nats-io/nats-core";
 import { connect } from "../src/nats/connection.ts";
 import { startNatsServer } from "../src/testing/nats-server.ts";
+import { type Stretch, startStretch } from "../test/support/stretch.ts";
 import { type Backlog, startBacklog } from "./backlog.ts";
-import { type Stretch, startProxy } from "./proxy.ts";
 import type { Bench, Report } from "./report.ts";
 import { inRounds, median } from "./rounds.ts";
 import { dialling, invokeOn, keeping } from "./sortie.ts";
@@ -33,7 +33,7 @@ type Invocation = (backlog: Backlog, waiting: number, handle: () => void) => Pro
 export async function roundTrips({ quick, report }: Bench): Promise<void> {
   report.section("Round trips", `through a proxy ${delayMs} ms away each way; ws://, without what TCP and TLS take`);
   await using server = await startNatsServer();
-  await using proxy = await startProxy(server.url, delayMs);
+  await using proxy = await startStretch(server.url, delayMs);
   const near = await wsconnect({ servers: server.url });
   const bare = await wsconnect({ servers: proxy.url });
   const ours = await connect({ url: proxy.url }, 5_000);

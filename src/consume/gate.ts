@@ -15,44 +15,78 @@ interface Participant {
 export interface Gate {
   join(participant: Participant): void;
   /**
-   * Whether a handler may start beside others. While one waits to run alone, those still may that will have ended, as far
-   * as is known, before the slowest that it waits for: one slow consumer does not hold up the others.
+   * Whether a handler may start beside others. While one waits to run alone, those still may that are likely to end before
+   * those that it waits for: one slow consumer, or a handler that hangs, does not hold up the others.
    */
   admits(handlerMs: number | undefined): boolean;
   /** How many handlers of a participant may run, by what others leave, and have to leave, to it. */
   placesFor(participant: Participant): number;
-  /** A message is being handled, until it is settled and leaves; it will take about `handlerMs`, where that is known. */
-  enter(handlerMs: number | undefined): void;
+  /**
+   * A message is being handled, until it is settled and leaves; it will take about `handlerMs`, where that is known. Answers
+   * what it leaves with.
+   */
+  enter(handlerMs: number | undefined): Entrance;
   /** Another message for the handler that was let in last: it takes no place, and is inside until it is settled and leaves. */
-  accompany(): void;
+  accompany(): Entrance;
   /** Waits until nobody is inside; nobody else enters then before this one leaves. */
-  enterAlone(): Promise<void>;
+  enterAlone(): Promise<Entrance>;
   /** Its handler has ended: another one may have the place. */
   handled(): void;
-  leave(): void;
+  leave(entrance: Entrance): void;
 }
+
+/** Which of those that wait to run alone had come when a message entered: those after it wait for it. From 1. */
+export type Entrance = number;
+
+/** A handler is taken for as long as that where nothing is known. */
+const typicalMs = 100;
+
+/** How soon, and how late at most, to look whether others may be let in, where nothing else happens. */
+const lookMs = { first: 10, longest: 1_000 };
 
 /** `most` is how many handlers may run at the same time over all consumers; Infinity for as many as these allow. */
 export function createGate(now: () => number, most: number): Gate {
   const participants: Participant[] = [];
-  const waiting: (() => void)[] = [];
+  const waiting: ((entrance: Entrance) => void)[] = [];
   let inside = 0;
   let running = 0;
   let alone = false;
   let busyUntil = 0; // the slowest inside, as far as is known
+  let entrance: Entrance = 1;
+  let older = 0; // of those inside, how many the one that waits found there
+  let since = 0; // when it did
+  let looking: ReturnType<typeof setTimeout> | undefined;
 
   function admitOne(): void {
     const next = waiting.shift();
+    if (waiting.length === 0) clearTimeout(looking);
     alone = next !== undefined;
     if (!next) return;
     inside = 1;
     running += 1;
-    next();
+    next(entrance);
   }
 
   function tell(): void {
     const fair = (a: Participant, b: Participant) => b.priority - a.priority || a.running() - b.running();
     for (const { onOpen } of participants.toSorted(fair)) onOpen();
+  }
+
+  /** Whoever waits, waits for those that are inside now. */
+  function waitForThese(): void {
+    entrance += 1;
+    older = inside;
+    since = now();
+    look(lookMs.first);
+  }
+
+  function look(ms: number): void {
+    clearTimeout(looking);
+    looking = setTimeout(() => {
+      if (waiting.length === 0 || older === 0) return;
+      tell();
+      look(Math.min(2 * ms, lookMs.longest));
+    }, ms);
   }
 
   function sum(some: readonly Participant[]): number {
@@ -63,9 +97,11 @@ export function createGate(now: () => number, most: number): Gate {
     join(participant) {
       participants.push(participant);
     },
-    admits(handlerMs) {
+    admits(handlerMs = typicalMs) {
       if (alone || running >= most) return false;
-      return waiting.length === 0 || (handlerMs !== undefined && now() + handlerMs < busyUntil);
+      if (waiting.length === 0) return true;
+      // whom it waits for take longer, or have taken so long already that it makes no difference
+      return older > 0 && (now() + handlerMs < busyUntil || handlerMs < now() - since);
     },
     placesFor({ priority, running: own }) {
       if (most === Infinity) return most;
@@ -78,23 +114,30 @@ export function createGate(now: () => number, most: number): Gate {
       inside += 1;
       running += 1;
       busyUntil = Math.max(busyUntil, now() + handlerMs);
+      return entrance;
     },
     accompany() {
       inside += 1;
+      return entrance;
     },
     enterAlone() {
       return new Promise((resolve) => {
         waiting.push(resolve);
         if (inside === 0) admitOne();
+        else if (waiting.length === 1) waitForThese();
       });
     },
     handled() {
       running -= 1;
       if (most < Infinity && !alone) tell();
     },
-    leave() {
+    leave(entered) {
       inside -= 1;
-      if (inside > 0) return;
+      if (entered < entrance && older > 0) older -= 1;
+      if (inside > 0) {
+        if (waiting.length > 0 && older === 0 && !alone) waitForThese();
+        return;
+      }
       admitOne();
       if (!alone) tell();
     },

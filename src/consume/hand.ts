@@ -151,7 +151,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
 
   function begin(key: Held["key"], source: Source["kind"], delivery: Delivery): void {
     const { ackSubject, data } = delivery;
-    const state = { lost: false, counted: false, inside: false, settling: false };
+    const state = { lost: false, counted: false, inside: 0, settling: false };
     const one: Held = { key, bytes: data.length, source, delivery, ackSubject, heardAt: now(), ...state };
     held.set(key, one);
     messages += 1;
@@ -264,7 +264,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     counts[one.source].size -= 1;
     bytes -= one.bytes;
     held.delete(one.key);
-    if (one.inside) gate.leave();
+    if (one.inside) gate.leave(one.inside);
     if (one.next && !forGood) hand.take(one.source, one.next);
     tell();
   }

@@ -1,5 +1,6 @@
 import type { Start } from "../dead-letter/story.ts";
 import type { Delivery } from "../nats/delivery.ts";
+import type { Entrance } from "./gate.ts";
 import type { Entry } from "./ledger.ts";
 import type { Source } from "./source.ts";
 
@@ -18,8 +19,8 @@ export interface Held {
   lost: boolean;
   /** Whether the report counts it: not so for a parked copy that only waits. */
   counted: boolean;
-  /** Whether it is inside the gate, which it leaves when it is settled. */
-  inside: boolean;
+  /** What it entered the gate with, which it leaves when it is settled; 0 while it is outside. */
+  inside: Entrance | 0;
   /** Whether it is handled in a batch, which has one place for all of its messages. */
   inCompany?: boolean;
   settling: boolean;

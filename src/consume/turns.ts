@@ -97,13 +97,13 @@ export function openTurns(
       const otherwise = pace && (await orReturned(attempts, () => pace.turn(one, attempts))); // before it has the gate alone
       if (otherwise && suspects.delete(one)) leave(one, otherwise);
       if (!suspects.has(one)) return;
-      await point("waiting for a turn to run alone", gate.enterAlone());
+      const entrance = await point("waiting for a turn to run alone", gate.enterAlone());
       if (!suspects.delete(one)) {
         gate.handled(); // it was handed back meanwhile
-        gate.leave();
+        gate.leave(entrance);
         return;
       }
-      one.inside = true;
+      one.inside = entrance;
       await startAgain(one, attempts, true);
     },
     startNext,
@@ -138,8 +138,7 @@ export function openTurns(
   }
 
   function startThis(one: Held): void {
-    gate.enter(handlerMs);
-    one.inside = true;
+    one.inside = gate.enter(handlerMs);
     if (one.entry) void startAgain(one, one.entry.attempts, false);
     else start(one, noAttempts.attempts);
   }
@@ -275,9 +274,8 @@ export function openTurns(
   async function startBatch(batch: readonly Held[]): Promise<void> {
     running += 1;
     for (const [n, one] of batch.entries()) {
-      if (n > 0) gate.accompany();
-      else gate.enter(handlerMs);
-      Object.assign(one, { inside: true, inCompany: true });
+      one.inside = n > 0 ? gate.accompany() : gate.enter(handlerMs);
+      one.inCompany = true;
     }
     let since = now();
     await startTogether(batch, {

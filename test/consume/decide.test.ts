@@ -1,7 +1,7 @@
 import { runInNewContext } from "node:vm";
 import { describe, expect, it } from "vitest";
 import * as z from "zod";
-import { connectMs, planBudget } from "../../src/consume/budget.ts";
+import { connectMs, learnt, planBudget, type RoundTrips } from "../../src/consume/budget.ts";
 import { planPull } from "../../src/consume/pull-size.ts";
 import { decideFailure, decideTogether } from "../../src/consume/settlement.ts";
 import { textOf } from "../../src/errors.ts";
@@ -144,6 +144,48 @@ describe("a budget", () => {
   it("is nothing where the deadline has passed", () => {
     expect(planBudget(1_000, 500)).toMatchObject({ stopAt: 500 });
   });
+
+  it.each([undefined, 0, 1, 50, 1_000, 60_000])(
+    "keeps no more than three seconds for its end, and four in all, where round trips take %s ms",
+    (roundTripMs) => {
+      for (const total of [10_000, 60_000, 900_000]) {
+        const { stopAt, abandonAt } = planBudget(0, total, roundTripMs);
+        expect(total - abandonAt).toBeLessThanOrEqual(3_000);
+        expect(total - stopAt).toBeLessThanOrEqual(4_000);
+        expect(total - abandonAt).toBeGreaterThanOrEqual(Math.min(8 * (roundTripMs ?? Infinity), 2_000));
+      }
+    },
+  );
+
+  it("leaves half of the time to handlers where round trips take long, and most of it where they do not", () => {
+    expect(planBudget(0, 2_000, 60_000).abandonAt).toBe(1_000);
+    expect(planBudget(0, 2_000, 5).abandonAt).toBe(2_000 - 400 - 40);
+    expect(planBudget(0, 60_000, 5).abandonAt).toBe(60_000 - 500 - 40);
+  });
+});
+
+describe("what is known of round trips", () => {
+  const after = (...times: number[]) => times.reduce<RoundTrips | undefined>(learnt, undefined) as RoundTrips;
+  const most = ({ smoothedMs, variationMs }: RoundTrips) => smoothedMs + 4 * variationMs;
+
+  it("is the first one, and twice as much again", () => {
+    expect(after(10)).toEqual({ smoothedMs: 10, variationMs: 5 });
+    expect(most(after(10))).toBe(30);
+  });
+
+  it("comes to what they take, where they always take the same", () => {
+    expect(most(after(...Array.from({ length: 40 }, () => 10)))).toBeCloseTo(10, 1);
+  });
+
+  it("is wary after one that was slow, and forgets it", () => {
+    const hiccup = [10, 10, 10, 500];
+    expect(most(after(...hiccup))).toBeGreaterThan(500);
+    expect(most(after(...hiccup, ...Array.from({ length: 20 }, () => 10)))).toBeLessThan(50);
+  });
+
+  it("follows a link that has become slow", () => {
+    expect(after(10, 10, ...Array.from({ length: 20 }, () => 300)).smoothedMs).toBeGreaterThan(250);
+  });
 });
 
 describe("a pull", () => {
@@ -157,5 +199,14 @@ describe("a pull", () => {
 
   it("is not for a remnant of them, which few messages fit in", () => {
     expect(planPull({ ...hand, mostBytes, bytes: 15_900 }).messages).toBe(0);
+  });
+
+  it("is for nothing where less than a handler and a half is left, and not for more than will be finished", () => {
+    const long = { ...hand, concurrency: 20, handlerMs: 2_000, mostBytes, bytes: 0 };
+    expect(planPull({ ...long, leftMs: 2_999 }).messages).toBe(0);
+    expect(planPull({ ...long, leftMs: 0 }).messages).toBe(0);
+    expect(planPull({ ...long, leftMs: 3_000 }).messages).toBe(20);
+    expect(planPull({ ...long, leftMs: 3_000, messages: 20, unsettled: 20 }).messages).toBe(0);
+    expect(planPull({ ...long, leftMs: 2_999, handlerMs: undefined }).messages).toBe(20); // nobody knows
   });
 });

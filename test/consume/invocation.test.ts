@@ -16,7 +16,7 @@ import {
 } from "../../src/index.ts";
 import { connect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
-import { losing } from "../support/connections.ts";
+import { altered, losing } from "../support/connections.ts";
 import { publishRaw, startProxy } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
@@ -576,6 +576,19 @@ describe("time", () => {
     expect(ms).toBeLessThan(10_000);
   });
 
+  it("is refused where its end is no number, and may be without end", async () => {
+    const { publish, invoke } = await start(
+      create().on(consumer(), ({ data }, { publish, remaining }) => {
+        expect(remaining()).toBe(Infinity);
+        return publish("results.a", data);
+      }),
+    );
+    await publish("jobs.a", { n: 1 });
+    await expect(invoke({ deadline: NaN })).rejects.toMatchObject({ code: "invalid-option" });
+    expect((await invoke({ deadline: Infinity })).consumers[0]).toMatchObject({ acked: 1, ended: "drained" });
+    expect(await left()).toBe(1); // what it published
+  });
+
   it("publishes nothing for a handler that was left behind", async () => {
     const late = Promise.withResolvers<void>();
     const { publish, invoke } = await start(
@@ -626,6 +639,34 @@ describe("what is not there", () => {
 });
 
 describe("a consumer deleted, or a server gone, in the middle", () => {
+  it("is known at once, and named, though nobody answers for what its handlers have done", async () => {
+    const { publish, invoke } = await start(
+      create().on(consumer({ concurrency: 4 }), async ({ data }) => {
+        if (data.n === 1) await system.jsm.consumers.delete("JOBS", "worker");
+        await new Promise((resolve) => setTimeout(resolve, 300));
+      }),
+    );
+    for (let n = 1; n <= 4; n++) await publish("jobs.a", { n });
+    let asked = 0;
+    const { consumers } = await invoke({
+      async connect() {
+        const connection = await system.connect();
+        const request: typeof connection.request = (subject, ...rest) => {
+          if (isAck(subject)) asked += 1;
+          return connection.request(subject, ...rest);
+        };
+        return altered(connection, { request });
+      },
+    });
+    expect(consumers[0]).toMatchObject({
+      acked: 0,
+      unconfirmed: 4,
+      ended: "failed",
+      error: expect.stringMatching(/"worker" of stream "JOBS" does not exist.*npx sortie apply/),
+    });
+    expect(asked).toBeLessThanOrEqual(4); // each was asked for once, and not again and again for a leader
+  });
+
   it("is told in the report, and the handled message comes again", async () => {
     const { publish, invoke, server } = await start(create().on(consumer(), () => server.kill("SIGKILL")));
     await publish("jobs.a", { n: 1 });
@@ -671,6 +712,44 @@ describe("whatever a handler or a schema does", () => {
     expect(ms).toBeLessThan(1_000);
   });
 
+  it("a schema that answers with a promise of its own making is waited for", async () => {
+    const seen: unknown[] = [];
+    const lazily: Schema<string> = {
+      "~standard": {
+        version: 1,
+        vendor: "test",
+        validate(value) {
+          const then: Then = (resolve) => void setTimeout(resolve, 10, { value: `${value}!` });
+          return { then } as never;
+        },
+      },
+    };
+    const stream = defineStream("LAZILY", { subjects: { lazily } });
+    const worker = defineConsumer(stream, "worker", { retry: base.retry, deadLetter: "dead.lazily" });
+    const { publish, invoke } = await start(
+      createApp({ streams: [stream, dead] }).on(worker, ({ data }) => void seen.push(data)),
+    );
+    await publish("lazily", "x");
+    expect((await invoke()).consumers[0]).toMatchObject({ acked: 1 });
+    expect(seen).toEqual(["x!"]);
+  });
+
+  it.each<[string, (then: Then) => unknown]>([
+    ["a function", (then) => Object.assign(() => {}, { then })],
+    ["an object", (then) => ({ then })],
+  ])("%s with a `then` is waited for, and fails the message where it rejects", async (_, make) => {
+    let over = 0;
+    const answers = [
+      make((resolve) => setTimeout(() => resolve(++over), 20)),
+      make((_, reject) => setTimeout(reject, 20, new Error("in the end"))),
+    ];
+    const { publish, invoke } = await start(create().on(consumer(), ({ data }) => answers[data.n]));
+    for (const n of answers.keys()) await publish("jobs.a", { n });
+    expect((await invoke()).consumers[0]).toMatchObject({ acked: 1, retried: 1 });
+    expect(over).toBe(1);
+    expect(system.events).toMatchObject([{ event: "retried", sequence: 2, error: "Error: in the end" }]);
+  });
+
   it("a server that is gone while a handler is kept alive ends nothing but its message", async () => {
     const { publish, invoke, server } = await start(
       create().on(consumer({ ackWait: "1s" }), async () => {
@@ -682,6 +761,8 @@ describe("whatever a handler or a schema does", () => {
     expect((await invoke({ budgetMs: 4_000 })).consumers[0]).toMatchObject({ acked: 0, unconfirmed: 1 });
   });
 });
+
+type Then = (resolve: (value?: unknown) => void, reject: (reason: unknown) => void) => void;
 
 function raise(): never {
   throw new Error("from the getter");

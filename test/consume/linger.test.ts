@@ -1,5 +1,7 @@
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
+import { serve as serveLambda } from "../../src/adapters/aws-lambda.ts";
+import { serve as serveWorker } from "../../src/adapters/cloudflare.ts";
 import { createApp, defineConsumer, defineStream } from "../../src/index.ts";
 import { type System, startSystem } from "../support/system.ts";
 
@@ -111,4 +113,13 @@ describe("an invocation that lingers", () => {
     });
     expect(Date.now() - started).toBeLessThan(15_000);
   });
+});
+
+it.each(["soon", "5 minutes", -1, NaN, ""])("how long to linger is refused at the deploy where it is %j", (linger) => {
+  const app = createApp({ streams: [jobs, dead] });
+  const refused = expect.objectContaining({ code: "invalid-option", message: expect.stringContaining("linger") });
+  for (const serve of [serveLambda, serveWorker]) {
+    expect(() => serve(app, { linger: linger as "5m" })).toThrow(refused);
+    for (const well of ["drain", "until-budget", "5m", 250] as const) serve(app, { linger: well });
+  }
 });

@@ -3,6 +3,8 @@ import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { type ConsumerOptions, createApp, defineConsumer, defineStream, type Handler } from "../../src/index.ts";
 import { connect } from "../../src/nats/connection.ts";
+import { apply } from "../../src/provision/apply.ts";
+import { altered } from "../support/connections.ts";
 import { startProxy } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
@@ -114,6 +116,180 @@ describe("a slow link", () => {
     expect(consumers[0]).toMatchObject({ acked: 200, returned: 0, unconfirmed: 0, ended: "drained" });
   });
 });
+
+describe("a link that stands still for a moment", () => {
+  it.each(["drain", "until-budget"] as const)("ends nothing, with %s", async (linger) => {
+    let handled = 0;
+    let standStill = () => {};
+    system = await start({ concurrency: 4 }, async () => {
+      if (++handled === 40) standStill();
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    });
+    await publish(200);
+    await using proxy = await startProxy(system.server.url);
+    standStill = () => proxy.standStill(350);
+    const { consumers } = await system.invoke({
+      connect: (ms) => connect({ url: proxy.url }, ms),
+      linger,
+      budgetMs: linger === "drain" ? 10_000 : 3_000,
+    });
+    const ended = linger === "drain" ? "drained" : "budget";
+    expect(consumers[0]).toMatchObject({ acked: 200, returned: 0, unconfirmed: 0, leaseLost: 0, ended });
+    expect(consumers[0]).not.toHaveProperty("error");
+  });
+});
+
+describe("messages that cannot be finished", () => {
+  it("are not pulled: no handler is cut off for them", async () => {
+    let started = 0;
+    system = await start({ concurrency: 20 }, (_, { signal }) => {
+      started += 1;
+      return new Promise((resolve, reject) => {
+        setTimeout(resolve, 2_000);
+        signal.addEventListener("abort", () => reject(signal.reason));
+      });
+    });
+    await publish(100);
+    const { consumers } = await system.invoke({ budgetMs: 5_000 });
+    expect(consumers[0]).toMatchObject({ pulled: 20, acked: 20, retried: 0, ended: "budget", more: true });
+    expect(started).toBe(20);
+  });
+});
+
+describe("large messages that the server has given up on", () => {
+  it("come through, no more of them at a time than may be in hand, and none loses its lease", async () => {
+    let handled = 0;
+    system = await startSystem(createApp({ streams: [jobs, dead] }));
+    const config: Partial<ConsumerConfig> = { ack_policy: AckPolicy.Explicit, max_deliver: 1, ack_wait: 5_000_000_000 };
+    await system.jsm.consumers.add("JOBS", { durable_name: "worker", filter_subject: "jobs.a", ...config });
+    const options = { managed: false, ackWait: "5s", concurrency: 64, maxBytes: 4 * 1_024 * 1_024 } as const;
+    const worker = defineConsumer(jobs, "worker", { filter: "jobs.a", deadLetter: "dead.jobs", ...options });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, () => {
+      handled += 1;
+    });
+    const connection = await system.connect();
+    await apply(connection, { streams: app.streams, consumers: [worker] });
+    await connection.close();
+    await publish(60, "x".repeat(500_000));
+    await system.jsm.consumers.update("JOBS", "worker", { ack_wait: 1_000_000_000 }); // to be given up on soon
+    const consumer = await system.js.consumers.get("JOBS", "worker");
+    for (let given = 0; given < 60; )
+      for await (const _ of await consumer.fetch({ max_messages: 20, expires: 1_000 })) given += 1;
+    const advisories = async () => (await system.jsm.streams.info("SORTIE_EXHAUSTED")).state.messages;
+    await expect.poll(advisories).toBe(60);
+    let [reading, mostAtOnce] = [0, 0];
+    const { consumers } = await system.invoke({
+      bindings: app.bindings,
+      budgetMs: 25_000,
+      async connect() {
+        const connection = await system.connect();
+        const request: typeof connection.request = (subject, ...rest) => {
+          const answer = connection.request(subject, ...rest);
+          if (subject !== "$JS.API.STREAM.MSG.GET.JOBS") return answer;
+          mostAtOnce = Math.max(mostAtOnce, ++reading);
+          return answer.finally(() => {
+            reading -= 1;
+          });
+        };
+        return altered(connection, { request });
+      },
+    });
+    expect(consumers[0]).toMatchObject({ acked: 60, leaseLost: 0, unconfirmed: 0, ended: "drained" });
+    expect(handled).toBe(60);
+    expect(mostAtOnce * 3 * 500_000).toBeLessThanOrEqual(options.maxBytes); // read as text, three times their bytes
+    expect((await system.jsm.streams.info("JOBS")).state.messages).toBe(0);
+  });
+});
+
+describe("what waits for a handler", () => {
+  it("keeps its lease as well", async () => {
+    let handled = 0;
+    system = await start({ ackWait: "1s", concurrency: 1, batch: 10 }, async () => {
+      if (handled++ >= 3) await new Promise((resolve) => setTimeout(resolve, 700)); // the others have been pulled by then
+    });
+    await publish(8);
+    const { consumers } = await system.invoke();
+    expect(consumers[0]).toMatchObject({ pulled: 8, acked: 8, leaseLost: 0 });
+    expect((await system.jsm.consumers.info("JOBS", "worker")).delivered.consumer_seq).toBe(8);
+  });
+});
+
+describe("an invocation over a connection that is kept", () => {
+  it("leaves nothing on it: no pull, no subscription, and no timer", async () => {
+    system = await start({ concurrency: 10, maxAckPending: 1_000 }, async ({ data }) => {
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      if (data.n === 7) throw new Error("once");
+    });
+    await publish(50);
+    const connection = await system.connect();
+    const subscriptions = new Set<object>();
+    const kept = altered(connection, {
+      subscribe(subject, options) {
+        const subscription = connection.subscribe(subject, options);
+        subscriptions.add(subscription);
+        void subscription.closed.then(() => subscriptions.delete(subscription));
+        return subscription;
+      },
+    });
+    const invokeOnce = () =>
+      system.invoke({ connect: async () => kept, disconnect() {}, linger: "until-budget", budgetMs: 1_500 });
+    await invokeOnce(); // what the client itself keeps is there now
+    const timers = openTimers();
+    try {
+      const { consumers } = await invokeOnce();
+      expect(consumers[0]).toMatchObject({ ended: "budget" });
+      expect(timers.open).toEqual([]);
+    } finally {
+      timers.restore();
+    }
+    await connection.request("$JS.API.INFO"); // the server has heard of it
+    expect([...subscriptions]).toEqual([]);
+    expect((await system.jsm.consumers.info("JOBS", "worker")).num_waiting).toBe(0);
+    await connection.close();
+  });
+});
+
+/** The timers that were set from now on and have neither rung nor been cleared. */
+function openTimers() {
+  const { setTimeout: after, clearTimeout: clear, setInterval: every, clearInterval: clearEvery } = globalThis;
+  const open = new Map<unknown, string>();
+  const noted = (timer: unknown) => {
+    open.set(timer, new Error("set here").stack ?? "");
+    return timer;
+  };
+  const forgetting = (how: (timer: never) => void) => (timer: never) => {
+    open.delete(timer);
+    how(timer);
+  };
+  Object.assign(globalThis, {
+    setTimeout: (ring: () => void, ...rest: []) => {
+      const timer: unknown = after(
+        () => {
+          open.delete(timer);
+          ring();
+        },
+        ...rest,
+      );
+      return noted(timer);
+    },
+    setInterval: (...all: Parameters<typeof every>) => noted(every(...all)),
+    clearTimeout: forgetting(clear),
+    clearInterval: forgetting(clearEvery),
+  });
+  return {
+    get open() {
+      return [...open.values()];
+    },
+    restore() {
+      Object.assign(globalThis, {
+        setTimeout: after,
+        clearTimeout: clear,
+        setInterval: every,
+        clearInterval: clearEvery,
+      });
+    },
+  };
+}
 
 describe("a consumer that is confirmed one by one", () => {
   it("has each acknowledgement answered by the server", async () => {

@@ -1,14 +1,19 @@
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
-import { createApp, defineConsumer, defineStream } from "../../src/index.ts";
+import { createApp, defineConsumer, defineStream, RetryAfterError } from "../../src/index.ts";
+import { crashPoints } from "../../src/nats/within.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number() });
-const stream = defineStream("WORK", { subjects: { "work.one": Job, "work.two": Job }, retention: "workqueue" });
+const stream = defineStream("WORK", {
+  subjects: { "work.one": Job, "work.two": Job, "work.three": Job },
+  retention: "workqueue",
+});
 const dead = defineStream("DEAD", { captures: ["dead.>"] });
 
 let system: System;
 afterEach(() => system[Symbol.asyncDispose]());
+afterEach(() => delete crashPoints.reached);
 
 interface Side {
   readonly count: number;
@@ -74,5 +79,88 @@ describe("several consumers in one invocation", () => {
       { acked: 40, ended: "drained" },
       { acked: 40, ended: "drained" },
     ]);
+  });
+});
+
+describe("a message that has to run alone", () => {
+  it("does not stop the short handlers of others while a slow one runs", async () => {
+    const order: string[] = [];
+    const of = (name: "one" | "two" | "three") =>
+      defineConsumer(stream, name, { filter: `work.${name}`, deadLetter: "dead.work", concurrency: 1 });
+    const app = createApp({ streams: [stream, dead] })
+      .on(of("one"), async ({ data }) => {
+        order.push(`slow ${data.n}`);
+        if (data.n === 1) suspect?.nak(); // comes again: its function may have died of it
+        await new Promise((resolve) => setTimeout(resolve, 800));
+        order.push(`slow ${data.n} ended`);
+      })
+      .on(of("two"), ({ data }) => void order.push(`short ${data.n}`))
+      .on(of("three"), () => void order.push("suspect"));
+    system = await startSystem(app);
+    await system.publish("work.three", { n: 0 });
+    const suspect = await (await system.js.consumers.get("WORK", "three")).next({ expires: 5_000 });
+    await system.publish("work.two", { n: 0 });
+    for (const n of [0, 1]) await system.publish("work.one", { n });
+    crashPoints.reached = (point, phase) => {
+      if (point === "waiting for a turn to run alone" && phase === "before") void system.publish("work.two", { n: 1 });
+    };
+    const { consumers } = await system.invoke({ linger: "until-budget", budgetMs: 3_500 });
+    expect(consumers.map(({ acked }) => acked)).toEqual([2, 2, 1]);
+    expect(order.slice(-4)).toEqual(["slow 1", "short 1", "slow 1 ended", "suspect"]);
+  });
+});
+
+describe("a suspect that waits for a handler of which nobody knows how long it takes", () => {
+  it("holds up no other consumer for longer than one of its handlers takes", async () => {
+    const order: string[] = [];
+    const of = (name: "one" | "two" | "three") =>
+      defineConsumer(stream, name, { filter: `work.${name}`, deadLetter: "dead.work" });
+    const app = createApp({ streams: [stream, dead] })
+      .on(of("one"), async () => {
+        order.push("slow");
+        await new Promise((resolve) => setTimeout(resolve, 1_500));
+        order.push("slow ended");
+      })
+      .on(of("two"), () => void order.push("short"))
+      .on(of("three"), () => void order.push("suspect"));
+    system = await startSystem(app);
+    await system.publish("work.three", { n: 0 });
+    const suspect = await (await system.js.consumers.get("WORK", "three")).next({ expires: 5_000 });
+    await system.publish("work.one", { n: 0 });
+    crashPoints.reached = (point, phase) => {
+      if (point !== "waiting for a turn to run alone" || phase !== "before") return;
+      for (let n = 0; n < 5; n++) void system.publish("work.two", { n });
+    };
+    const invoked = system.invoke({ linger: "2s", budgetMs: 10_000 });
+    await expect.poll(() => order).toEqual(["slow"]);
+    suspect?.nak();
+    await invoked;
+    expect(order).toEqual(["slow", ...Array(5).fill("short"), "slow ended", "suspect"]);
+  });
+});
+
+describe("a busy backlog", () => {
+  it("does not keep a consumer from its parked retries", async () => {
+    const handled: number[] = [];
+    const worker = defineConsumer(stream, "worker", {
+      filter: "work.one",
+      deadLetter: "dead.work",
+      concurrency: 2,
+      maxAckPending: 1_000,
+    });
+    const app = createApp({ streams: [stream, dead] }).on(worker, async ({ data, attempt }) => {
+      if (data.n < 0 && attempt === 1) throw new RetryAfterError("later", "6s");
+      handled.push(data.n);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    });
+    system = await startSystem(app);
+    const parked = [-8, -7, -6, -5, -4, -3, -2, -1]; // more than the first pull asks for
+    for (const n of parked) await system.publish("work.one", { n });
+    expect((await system.invoke()).consumers).toMatchObject([{ retried: parked.length }]);
+    await Promise.all(Array.from({ length: 500 }, (_, n) => system.publish("work.one", { n })));
+    const now = () => Date.now() + 10_000; // the retry is due
+    const { consumers } = await system.invoke({ now, deadline: now() + 1_500 });
+    expect(consumers).toMatchObject([{ ended: "budget", unconfirmed: 0, more: true }]);
+    expect(handled.filter((n) => n < 0).toSorted((a, b) => a - b)).toEqual(parked);
   });
 });

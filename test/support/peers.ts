@@ -51,14 +51,20 @@ export function answersHttp(socket: Socket): void {
 
 /**
  * Stands between a client and a server, `delayMs` away from each; `freeze` stops all bytes without closing anything, like
- * a network that is gone.
+ * a network that is gone, and `standStill` holds them for a while and loses none.
  */
-export async function startProxy(target: string, delayMs = 0): Promise<Peer & { freeze(): void }> {
+export async function startProxy(
+  target: string,
+  delayMs = 0,
+): Promise<Peer & { freeze(): void; standStill(ms: number): void }> {
   const { hostname, port } = new URL(target);
   let frozen = false;
+  let held: (() => void)[] | undefined;
   const pass = (from: Socket, to: Socket) => {
     from.on("data", (chunk) => {
-      if (!frozen) setTimeout(() => to.write(chunk), delayMs);
+      const arrive = () => to.write(chunk);
+      if (held) held.push(arrive);
+      else if (!frozen) setTimeout(arrive, delayMs);
     });
   };
   const peer = await startPeer((client) => {
@@ -72,6 +78,14 @@ export async function startProxy(target: string, delayMs = 0): Promise<Peer & { 
     ...peer,
     freeze() {
       frozen = true;
+    },
+    standStill(ms) {
+      held = [];
+      setTimeout(() => {
+        const all = held ?? [];
+        held = undefined;
+        for (const arrive of all) arrive();
+      }, ms);
     },
   };
 }

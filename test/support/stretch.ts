@@ -9,7 +9,7 @@ export interface Stretch extends AsyncDisposable {
 }
 
 /** Stands `delayMs` away from either side of a WebSocket server. Opening the TCP connection costs nothing here. */
-export async function startProxy(target: string, delayMs: number): Promise<Stretch> {
+export async function startStretch(target: string, delayMs: number): Promise<Stretch> {
   const { hostname, port } = new URL(target);
   const sockets = new Set<Socket>();
   let [flights, heard, sentAt] = [0, true, 0];
