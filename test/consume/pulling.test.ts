@@ -131,7 +131,7 @@ describe("a link that stands still for a moment", () => {
     const { consumers } = await system.invoke({
       connect: (ms) => connect({ url: proxy.url }, ms),
       linger,
-      budgetMs: linger === "drain" ? 10_000 : 3_000,
+      budgetMs: linger === "drain" ? 10_000 : 6_000,
     });
     const ended = linger === "drain" ? "drained" : "budget";
     expect(consumers[0]).toMatchObject({ acked: 200, returned: 0, unconfirmed: 0, leaseLost: 0, ended });
