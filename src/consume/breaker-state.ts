@@ -31,6 +31,7 @@ export type Entry = "all" | "probe" | "nothing";
 export const closed: BreakerState = { state: "closed", slices: [] };
 
 const slicesPerWindow = 10;
+const skewMs = 60_000; // what hosts' clocks may be apart
 
 /** Decides what an invocation may do by the breaker's state, and what has to be agreed on for that, if anything. */
 export function decideEntry(
@@ -38,8 +39,9 @@ export function decideEntry(
   { by, now, until }: { by: string; now: number; until: number },
 ): { readonly entry: Entry; readonly next?: BreakerState } {
   if (found.state === "closed") return { entry: "all" };
-  if (now < found.until) return { entry: "nothing" };
-  return { entry: "probe", next: { state: "half-open", since: found.since, until, by } };
+  const isAhead = found.since > now + skewMs; // by a clock that was wrong: who knows when it is over
+  if (now < found.until && !isAhead) return { entry: "nothing" };
+  return { entry: "probe", next: { state: "half-open", since: Math.min(found.since, now), until, by } };
 }
 
 /** Adds what has ended to the window, and opens where too much of it failed. */

@@ -158,6 +158,7 @@ function takePart(
   return {
     async enter() {
       await look();
+      const { value: found } = known;
       let entry: Entry = "nothing";
       await agree((found) => {
         const decided = decideEntry(found, { by, now: now(), until: Math.round(clock.budget.settleBy) });
@@ -165,6 +166,8 @@ function takePart(
         return decided.next;
       });
       probing = entry === ("probe" as Entry);
+      if (probing && found.state === "open" && found.until > now())
+        await pauseConsumer(connection, consumer, now(), leftMs());
       return entry;
     },
     get state() {

@@ -1,3 +1,5 @@
+import { longestInvocationMs } from "../define/own.ts";
+
 /** When starts may come under a rate limit: one every `everyMs`, and `burst` at once after a rest. */
 export interface Rate {
   readonly everyMs: number;
@@ -17,7 +19,9 @@ export interface Slots {
  * `next` is what the last grant answered, 0 for the first one.
  */
 export function planSlots(next: number, count: number, now: number, latest: number, { everyMs, burst }: Rate): Slots {
-  const first = Math.max(next, now - (burst - 1) * everyMs);
+  // nobody takes slots beyond the end of its invocation: what is further off was written by a clock that is wrong
+  const isBelievable = next <= now + longestInvocationMs + everyMs;
+  const first = Math.max(isBelievable ? next : 0, now - (burst - 1) * everyMs);
   const granted = Math.max(0, Math.min(count, Math.floor((latest - first) / everyMs) + 1));
   const at = Array.from({ length: granted }, (_, n) => Math.max(now, first + n * everyMs));
   return { at, next: first + granted * everyMs };

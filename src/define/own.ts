@@ -33,7 +33,7 @@ export const placesSubject = "sortie.places";
 const exhaustedStream = "SORTIE_EXHAUSTED";
 
 /** No platform lets a function run for longer; what one has begun and not ended by then, it never will. */
-const longestInvocationMs = 15 * 60_000;
+export const longestInvocationMs = 15 * 60_000;
 
 /** Retries sooner than this stay with their consumer. */
 export const parkFromMs = 5_000;

@@ -103,6 +103,15 @@ describe("a circuit breaker", () => {
     expect(consumers).toMatchObject([{ deadLettered: 31, ended: "drained", breaker: "closed" }]);
   });
 
+  it("opened tomorrow, by a clock that was wrong, is tried all the same", async () => {
+    const { system, other } = await start();
+    const tomorrow = () => Date.now() + 86_400_000;
+    await system.invoke({ now: tomorrow, deadline: tomorrow() + 10_000 });
+    expect((await system.jsm.consumers.info("JOBS", "worker")).paused).toBe(true);
+    other.up = true;
+    expect((await system.invoke()).consumers).toMatchObject([{ breaker: "closed" }]);
+  });
+
   it("whose stream is missing leaves messages where they are, and the report says so", async () => {
     const { system, other } = await start();
     await system.jsm.streams.delete("SORTIE_BREAKERS");
@@ -165,6 +174,12 @@ describe("its decisions", () => {
       reason: "11 of 22 handlers failed",
       by: "me",
     });
+  });
+
+  it("let one in where a clock that was wrong has opened it tomorrow", () => {
+    const ahead: BreakerState = { state: "open", since: 86_400_000, until: 86_430_000, reason: "", by: "other" };
+    const next = { state: "half-open", since: 100, until: 500, by: "me" } as const;
+    expect(decideEntry(ahead, { ...at(100), until: 500 })).toEqual({ entry: "probe", next });
   });
 
   it("let one in when the time is over, and another one when that one's time is", () => {

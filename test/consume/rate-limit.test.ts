@@ -126,6 +126,12 @@ describe("slots", () => {
     );
   });
 
+  it("go on from now where a clock that was wrong has taken those of tomorrow", () => {
+    const rate = { everyMs: 10, burst: 1 };
+    expect(planSlots(86_400_000, 2, 1_000, Infinity, rate)).toEqual({ at: [1_000, 1_010], next: 1_020 });
+    expect(planSlots(900_000, 1, 1_000, Infinity, rate)).toEqual({ at: [900_000], next: 900_010 });
+  });
+
   it("are left out where they come after the latest time, and stay free", () => {
     const rate = { everyMs: 10, burst: 1 };
     expect(planSlots(1_000, 5, 900, 1_025, rate)).toEqual({ at: [1_000, 1_010, 1_020], next: 1_030 });
