@@ -63,11 +63,10 @@ describe("several consumers in one invocation", () => {
     expect(half).toBeLessThanOrEqual(24);
   });
 
-  it("share them fairly where one is slow, so that it has no more of them for it", async () => {
-    const { ended, most } = await sideBySide({ count: 8, takesMs: 1_000 }, { count: 100, takesMs: 4 }, 4);
+  it("give the first place that becomes free to the one that has fewer of them, where one is slow", async () => {
+    const { started, most } = await sideBySide({ count: 12, takesMs: 300 }, { count: 40, takesMs: 4 }, 4);
     expect(most).toBe(4);
-    const last = ended.lastIndexOf("two");
-    expect(ended.slice(0, last).filter((name) => name === "one").length).toBeLessThan(8);
+    expect(started.slice(0, 6)).toContain("two"); // the slow one could have filled all places three times over
   });
 
   it("start what has the higher priority first", async () => {
