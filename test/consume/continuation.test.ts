@@ -155,7 +155,7 @@ describe("an invocation that leaves something to do", () => {
       running += 1;
       total += 1;
       const onMore: OnMore = (places) => places.forEach(start);
-      void system.invoke({ budgetMs: 700, place, onMore }).finally(() => (running -= 1));
+      void system.invoke({ budgetMs: 1_500, place, onMore }).finally(() => (running -= 1));
     };
     start();
     start();
