@@ -26,5 +26,7 @@ export async function recall(
     one.delivery = delivery;
   }
   one.entry = await ledger.read(one.delivery, ms);
-  return decideStart(one.entry, { most: consumer.retry.attempts, isParkedCopy: one.source === "parked", now: now() });
+  const { retry, ackWaitMs } = consumer;
+  const isParkedCopy = one.source === "parked";
+  return decideStart(one.entry, { most: retry.attempts, isParkedCopy, ackWaitMs, now: now() });
 }

@@ -12,6 +12,7 @@ import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { type Attempts, merged, noAttempts } from "./ledger.ts";
 import { park } from "./park.ts";
+import { asideMs } from "./start.ts";
 
 /** How long to wait for one of the steps before the last, so that there is time for that one. */
 const stepMs = 5_000;
@@ -81,12 +82,18 @@ export async function settle(
       const until = parkedUntil ?? Math.round(clock.now() + delayMs);
       try {
         // what is written down first tells a delivery that comes again that its copy waits
-        const trouble = await writtenDown({ ...attempts, parkedUntil: until });
+        const isAgain = parkedUntil !== undefined;
+        const trouble = await writtenDown({ ...attempts, parkedUntil: until }, isAgain ? "throw" : "merge");
         if (trouble) throw new SortieError("stream-refused", trouble.trouble);
         await park(connection, consumer, held.delivery, until, left());
         await confirm(held.ackSubject, ACK, clock.budget.settleBy);
         return { ...decided, parked: true };
       } catch (error) {
+        if (isConflict(error)) {
+          // its copy was started meanwhile: parked again, it could be one that has been handled already
+          await confirm(held.ackSubject, nak(asideMs), clock.budget.settleBy);
+          return { settlement: { kind: "return", delayMs: asideMs }, attempts: decided.attempts };
+        }
         if (!(error instanceof SortieError) || error.code === "timed-out") throw error;
       }
     }
@@ -135,12 +142,16 @@ export async function settle(
     await within(left(), "removing a message", connection.request(subject, payload, { timeout: left() }));
   }
 
-  async function writtenDown(attempts: Attempts): Promise<{ trouble: string } | undefined> {
+  async function writtenDown(
+    attempts: Attempts,
+    onConflict: "merge" | "throw" = "merge",
+  ): Promise<{ trouble: string } | undefined> {
     try {
       held.entry = await ledger.write(held.delivery, held.entry ?? noAttempts, attempts, left());
       return undefined;
     } catch (error) {
       if (!isConflict(error)) return { trouble: textOf(error) };
+      if (onConflict === "throw") throw error;
     }
     try {
       const other = await ledger.read(held.delivery, left());

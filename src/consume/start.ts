@@ -1,6 +1,9 @@
 import type { Outcome } from "./attempt.ts";
 import type { Attempts, Entry } from "./ledger.ts";
 
+/** How long an origin is handed back for whose parked copy is being handled, and takes it along when it leaves. */
+export const asideMs = 1_000;
+
 /** What is to be done with a message that was delivered before: start its handler, or leave as it was decided already. */
 export type Beginning =
   | { readonly kind: "start"; readonly alone: boolean; readonly attempts: Attempts }
@@ -13,7 +16,7 @@ export type Beginning =
  */
 export function decideStart(
   { attempts: found, revision }: Entry,
-  { most, isParkedCopy, now }: { most: number; isParkedCopy: boolean; now: number },
+  { most, isParkedCopy, ackWaitMs, now }: { most: number; isParkedCopy: boolean; ackWaitMs: number; now: number },
 ): Beginning {
   const { open, ...ended } = found;
   const died = open?.alone === true;
@@ -22,6 +25,8 @@ export function decideStart(
     : ended;
   const { started, starts, parkedUntil, verdict } = attempts;
   if (parkedUntil !== undefined && !isParkedCopy) {
+    const isHandled = open !== undefined && now - open.at < ackWaitMs;
+    if (isHandled) return { kind: "leave", outcome: { settlement: { kind: "return", delayMs: asideMs }, attempts } };
     const delayMs = Math.max(0, parkedUntil - now);
     return {
       kind: "leave",

@@ -66,7 +66,7 @@ describe("whatever becomes of a message's deliveries", () => {
         for (const [index, event] of happens.entries()) {
           const again = index > 0; // the server says so
           const beginning = again
-            ? decideStart(entry, { most, isParkedCopy: false, now: 0 })
+            ? decideStart(entry, { most, isParkedCopy: false, ackWaitMs: 30_000, now: 0 })
             : ({ kind: "start", alone: false, attempts: noAttempts.attempts } as const);
           if (beginning.kind === "leave") {
             const reason = diedAlone ? "function-died" : "attempts-exhausted";
@@ -109,7 +109,7 @@ describe("whatever becomes of a message's deliveries", () => {
     fc.assert(
       fc.property(events, (happens) => {
         const entry = happens[0] === "return" ? { attempts: noAttempts.attempts, revision: 1 } : noAttempts;
-        const beginning = decideStart(entry, { most: 1, isParkedCopy: false, now: 0 });
+        const beginning = decideStart(entry, { most: 1, isParkedCopy: false, ackWaitMs: 30_000, now: 0 });
         expect(beginning).toMatchObject({ kind: "start", attempts: { started: 0 } });
       }),
     );

@@ -1,63 +1,114 @@
-import { afterAll, describe, expect, it } from "vitest";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, it } from "vitest";
 import * as z from "zod";
-import { createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
-import { altered } from "../support/connections.ts";
+import { createApp, defineConsumer, defineStream, list } from "../../src/index.ts";
+import { altered, losing } from "../support/connections.ts";
 import { type System, startSystem } from "../support/system.ts";
 
-const jobs = defineStream("JOBS", { subjects: { "jobs.a": z.object({ n: z.number() }) }, retention: "workqueue" });
-const dead = defineStream("DEAD", { captures: ["dead.>"] });
-const systems: System[] = [];
-afterAll(() => Promise.all(systems.map((system) => system[Symbol.asyncDispose]())));
+// the memory for ids is short, so that a second dead letter would show
+const duplicateWindow = "3s";
+const jobs = defineStream("JOBS", { subjects: { "jobs.a": z.number() }, retention: "workqueue", duplicateWindow });
+const dead = defineStream("DEAD", { captures: ["dead.>"], duplicateWindow });
+const backoff = list(["5s", 10]); // the first retry is just far enough off to be parked
+const dueMs = 5_200;
 
-/** A message whose retries are parked, where the first acknowledgement of the original is lost with its connection. */
-async function parkedAndLost(ackWait: "1s" | "20s", fails: (attempt: number) => boolean) {
+/** A message whose first attempt failed: its copy is parked, and the acknowledgement of itself was lost. */
+async function startParked(succeedsAt: number, { ackWaitMs = 1_000 } = {}) {
+  const worker = defineConsumer(jobs, "worker", {
+    deadLetter: "dead.jobs",
+    ackWait: Math.min(ackWaitMs, 2_900),
+    maxAckPending: 100,
+    retry: { attempts: 3, backoff },
+  });
   const seen: number[] = [];
-  const retry = { attempts: 3, backoff: fixed("5s") };
-  const worker = defineConsumer(jobs, "worker", { deadLetter: "dead.jobs", ackWait, maxAckPending: 10, retry });
   const app = createApp({ streams: [jobs, dead] }).on(worker, ({ attempt }) => {
     seen.push(attempt);
-    if (fails(attempt)) throw new Error("not now");
+    if (attempt < succeedsAt) throw new Error("not yet");
   });
   const system = await startSystem(app);
-  systems.push(system);
-  await system.publish("jobs.a", { n: 1 });
-  const connect = async () => {
-    const connection = await system.connect();
-    return altered(connection, {
-      request: (subject, ...rest) =>
-        subject.startsWith("$JS.ACK.JOBS.") ? new Promise(() => {}) : connection.request(subject, ...rest),
-    });
-  };
-  await system.invoke({ connect, budgetMs: 1_500 });
-  const state = async (stream: string) => (await system.jsm.streams.info(stream)).state.messages;
-  const kept = async () => Promise.all(["JOBS", "SORTIE_PARKED", "SORTIE_ATTEMPTS", "DEAD"].map(state));
-  return { system, seen, kept };
+  if (ackWaitMs > 2_900) await system.jsm.consumers.update("JOBS", "worker", { ack_wait: ackWaitMs * 1e6 });
+  await system.publish("jobs.a", 1);
+  const connect = async () => losing(await system.connect(), (subject) => subject.startsWith("$JS.ACK.JOBS."));
+  const { consumers } = await system.invoke({ connect, budgetMs: 1_000 });
+  const parkedAt = Date.now();
+  expect(consumers[0]).toMatchObject({ pulled: 1, retried: 0, unconfirmed: 1 });
+  expect(await stored(system)).toEqual({ jobs: 1, parked: 1, dead: 0 });
+  const untilDue = () => sleep(parkedAt + dueMs - Date.now());
+  return { system, seen, untilDue };
 }
 
-describe.concurrent("a parked message whose original was not acknowledged", { timeout: 40_000 }, () => {
-  it("is started once for each attempt, and the original is acknowledged when it comes again", async () => {
-    const { system, seen, kept } = await parkedAndLost("1s", (attempt) => attempt < 3);
-    await expect
-      .poll(async () => (await system.invoke()) && kept(), { timeout: 5_000, interval: 300 })
-      .toEqual([0, 1, 1, 0]);
+async function stored({ jsm }: System) {
+  const [jobs, parked, dead] = await Promise.all(
+    ["JOBS", "SORTIE_PARKED", "DEAD"].map(async (name) => (await jsm.streams.info(name)).state.messages),
+  );
+  return { jobs, parked, dead };
+}
+
+/** How many messages something is written down of. */
+async function kept({ jsm }: System) {
+  return (await jsm.streams.info("SORTIE_ATTEMPTS")).state.messages;
+}
+
+describe.concurrent("a parked message whose own acknowledgement was lost", () => {
+  it("comes again before its copy is due, and is acknowledged unstarted", async ({ expect }) => {
+    const { system, seen, untilDue } = await startParked(2);
+    await using _ = system;
+    await sleep(1_100);
+    expect((await system.invoke()).consumers[0]).toMatchObject({ pulled: 1 });
     expect(seen).toEqual([1]);
-    await expect
-      .poll(async () => (await system.invoke()) && kept(), { timeout: 25_000, interval: 300 })
-      .toEqual([0, 0, 0, 0]);
-    expect(seen).toEqual([1, 2, 3]);
+    expect(await stored(system)).toEqual({ jobs: 0, parked: 1, dead: 0 });
+    await untilDue();
+    await system.settle();
+    expect(seen).toEqual([1, 2]);
+    expect(await stored(system)).toEqual({ jobs: 0, parked: 0, dead: 0 });
   });
 
-  it("takes the original along when it leaves", async () => {
-    const { system, seen, kept } = await parkedAndLost("20s", (attempt) => attempt < 2);
-    await expect.poll(async () => (await system.invoke()) && seen.length, { timeout: 15_000, interval: 300 }).toBe(2);
-    expect(await kept()).toEqual([0, 0, 0, 0]);
+  it.for([
+    { ends: "succeeds", succeedsAt: 2, expected: [1, 2], letters: 0 },
+    { ends: "fails for good", succeedsAt: 9, expected: [1, 2, 3], letters: 1 },
+  ])(
+    "comes again together with its copy, which $ends: each attempt is made once",
+    async ({ succeedsAt, expected, letters }, { expect }) => {
+      const { system, seen, untilDue } = await startParked(succeedsAt);
+      await using _ = system;
+      await untilDue();
+      await system.settle();
+      await sleep(1_100); // whatever was still outstanding would come again
+      await system.settle();
+      expect(seen).toEqual(expected);
+      expect(await stored(system)).toEqual({ jobs: 0, parked: 0, dead: letters });
+    },
+  );
+
+  it("is not parked once more where its copy is handled meanwhile", async ({ expect }) => {
+    const { system, seen, untilDue } = await startParked(2);
+    await using _ = system;
+    await untilDue();
+    const connect = async () => {
+      const connection = await system.connect();
+      const request: typeof connection.request = async (subject, payload, options) => {
+        const isOfOrigin = subject.startsWith("sortie.attempts.") && !String(payload).includes('"open"');
+        if (isOfOrigin) await expect.poll(() => kept(system)).toBe(0);
+        return connection.request(subject, payload, options);
+      };
+      return altered(connection, { request });
+    };
+    await system.invoke({ connect });
+    await system.settle();
+    expect(seen).toEqual([1, 2]);
+    expect(await stored(system)).toEqual({ jobs: 0, parked: 0, dead: 0 });
   });
 
-  it("is one dead letter where each attempt fails", async () => {
-    const { system, seen, kept } = await parkedAndLost("1s", () => true);
+  it.for([
+    { ends: "succeeds", succeedsAt: 2, expected: [1, 2], letters: 0 },
+    { ends: "fails for good", succeedsAt: 9, expected: [1, 2, 3], letters: 1 },
+  ])("never comes again where its copy $ends before", async ({ succeedsAt, expected, letters }, { expect }) => {
+    const { system, seen, untilDue } = await startParked(succeedsAt, { ackWaitMs: 60_000 });
+    await using _ = system;
+    await untilDue();
     await expect
-      .poll(async () => (await system.invoke()) && kept(), { timeout: 25_000, interval: 300 })
-      .toEqual([0, 0, 0, 1]);
-    expect(seen).toEqual([1, 2, 3]);
+      .poll(async () => (await system.invoke()) && stored(system))
+      .toEqual({ jobs: 0, parked: 0, dead: letters });
+    expect(seen).toEqual(expected);
   });
 });
