@@ -116,6 +116,15 @@ function takePart(
     }
   }
 
+  /** What throws when it is asked about an error says nothing against it. */
+  function tellsOfFailure(error: unknown): boolean {
+    try {
+      return counts(error);
+    } catch {
+      return true;
+    }
+  }
+
   /** By what is known here, with what has not been written down. */
   function isToOpen(): boolean {
     if (known.value.state !== "closed") return false;
@@ -176,7 +185,7 @@ function takePart(
     ended({ settlement, error }) {
       if (settlement.kind === "return" || (settlement.kind === "dead-letter" && isUnreadable(settlement.reason)))
         return;
-      const failed = error !== undefined && counts(error);
+      const failed = settlement.kind !== "ack" || settlement.discarded ? tellsOfFailure(error) : false;
       counted = sum(counted, { ended: 1, failed: failed ? 1 : 0 });
       if (failed) holds ||= isToOpen();
       if (failed || probing || now() >= (writtenAt ?? began) + everyMs) void flush();

@@ -42,7 +42,7 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
   async function claim(one: Held, attempts: Attempts): Promise<Outcome | undefined> {
     let subject: string;
     try {
-      subject = keySubject(consumer, await keyFor(consumer, "idempotency", key, one.delivery));
+      subject = keySubject(consumer, await keyFor(consumer, "idempotency", key, one.delivery, clock));
     } catch (error) {
       return failedBefore(binding, one.delivery, attempts, shared, error);
     }

@@ -2,6 +2,8 @@ import type { ConsumerDefinition } from "../define/consumer.ts";
 import type { Message } from "../define/message.ts";
 import { SortieError } from "../errors.ts";
 import type { Delivery } from "../nats/delivery.ts";
+import { isPromise } from "../schema.ts";
+import type { Clock } from "./clock.ts";
 import { read } from "./message.ts";
 
 /**
@@ -13,8 +15,11 @@ export async function keyFor(
   option: "idempotency" | "rateLimit",
   key: (message: Message) => string,
   delivery: Delivery,
+  clock: Clock,
 ): Promise<string> {
-  const named = key(await read(delivery, consumer, 1));
+  const reading = read(delivery, consumer, 1);
+  const what = `the schema of consumer "${consumer.name}"`;
+  const named = key(isPromise(reading) ? await clock.handling(what, reading) : reading);
   const bytes = typeof named === "string" ? new TextEncoder().encode(named) : [];
   if (bytes.length < 1 || bytes.length > 500) {
     const got = typeof named === "string" ? `one of ${bytes.length}` : typeof named;

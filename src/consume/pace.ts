@@ -143,7 +143,7 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
       let subject = rateSubject(consumer);
       if (key) {
         try {
-          subject += `.${await keyFor(consumer, "rateLimit", key, one.delivery)}`;
+          subject += `.${await keyFor(consumer, "rateLimit", key, one.delivery, clock)}`;
         } catch (error) {
           return failedBefore(binding, one.delivery, attempts, shared, error);
         }

@@ -95,6 +95,19 @@ describe("a circuit breaker", () => {
     expect(ms).toBeLessThan(15_000);
   });
 
+  it.each([
+    [
+      "a policy that throws when it is asked",
+      new Error("no response"),
+      (error: unknown) => (error as { response: { status: number } }).response.status > 499,
+    ],
+    ["an error that is none", undefined, () => true],
+  ])("counts as failed what fails, with %s", async (_, error, counts) => {
+    const { system, other } = await start({ counts });
+    other.error = error as Error;
+    expect((await system.invoke({ budgetMs: 4_000 })).consumers).toMatchObject([{ ended: "open", unconfirmed: 0 }]);
+  });
+
   it("counts what its policy says: not what is wrong with a message", async () => {
     const { system, other } = await start();
     other.error = new NonRetriableError("a bad message");

@@ -150,6 +150,23 @@ describe("a key", () => {
   });
 });
 
+describe("a schema that never answers", () => {
+  it("does not keep an invocation beyond its time, where a key is asked for", async () => {
+    const slow = defineStream("SLOW", {
+      subjects: {
+        slow: { "~standard": { version: 1, vendor: "test", validate: () => new Promise<never>(() => {}) } } as const,
+      },
+    });
+    const worker = defineConsumer(slow, "worker", { deadLetter: "dead.slow", idempotency: { ttl: "1h" } });
+    const app = createApp({ streams: [slow, { ...dead, duplicateWindowMs: 120_000 }] }).on(worker, () => {});
+    system = await startSystem(app);
+    await system.publish("slow", 1);
+    expect((await system.invoke({ budgetMs: 1_500 })).consumers).toMatchObject([
+      { acked: 0, unconfirmed: 0, retried: 1 },
+    ]);
+  });
+});
+
 describe("a definition", () => {
   it.each([
     [{ ttl: "10s" } as const, "expected idempotency.ttl to be longer than ackWait (30000 ms)"],
