@@ -148,7 +148,7 @@ describe("a handler whose time is over before it starts", () => {
 
 describe("one hiccup", () => {
   it("does not cost an invocation its time", async () => {
-    const budgetMs = 5_000;
+    const budgetMs = 12_000; // the margin is three seconds at most
     let handled = 0;
     let lastAt = 0;
     system = await start({ concurrency: 4 }, async () => {
@@ -157,10 +157,10 @@ describe("one hiccup", () => {
       if (handled === 40) burn(500);
       await new Promise((resolve) => setTimeout(resolve, 20));
     });
-    await publish(1_000);
+    await publish(3_000);
     const deadline = Date.now() + budgetMs;
     const { consumers } = await system.invoke({ deadline });
     expect(consumers[0]).toMatchObject({ ended: "budget", unconfirmed: 0 });
-    expect(lastAt).toBeGreaterThan(deadline - 0.4 * budgetMs); // remembered, it would be half of the time
+    expect(lastAt).toBeGreaterThan(deadline - 0.4 * budgetMs); // remembered, it would be nearly half of the time
   });
 });
