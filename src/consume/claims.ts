@@ -24,7 +24,17 @@ export interface Claims {
 /** What is kept of a key: that it was handled, or which message is being handled, and until when that may go on. */
 type Key = { readonly handled: true } | { readonly by: string; readonly until: number };
 
-const waitMs = 2_000;
+/** A key that is being handled, and how often a message was told to wait for that. */
+interface Claimed {
+  readonly by: string;
+  readonly until: number;
+  waiting: number;
+  /** Resolves when the server has said whether it is. */
+  readonly agreed?: Promise<unknown>;
+}
+
+/** How long a message waits for how its key's claim ends, the more the more of them wait: they would ask without a rest. */
+const waitMs = { first: 250, more: 10, longest: 10_000 };
 const skewMs = 2_000; // what hosts' clocks may be apart
 const tries = 5;
 
@@ -38,6 +48,7 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
   const { now } = clock;
   const records = recordsIn<Key>(connection, keysStream, "the keys that were handled");
   const leftMs = () => Math.max(1, clock.budget.publishBy - now());
+  const claimed = new Map<string, Claimed>(); // by their subject, as far as is known here
 
   async function claim(one: Held, attempts: Attempts): Promise<Outcome | undefined> {
     let subject: string;
@@ -47,12 +58,23 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
       return failedBefore(binding, one.delivery, attempts, shared, error);
     }
     const by = `${one.delivery.sequence}.${one.delivery.storedNs}`;
+    const waits = (other: Claimed): Outcome => {
+      const ms = Math.min(waitMs.first + waitMs.more * other.waiting, waitMs.longest);
+      other.waiting += 1;
+      return { settlement: { kind: "return", delayMs: Math.min(Math.max(1, other.until - now()), ms) }, attempts };
+    };
+    await claimed.get(subject)?.agreed; // of those that came in one piece one asks
+    const other = claimed.get(subject);
+    if (other && other.by !== by && now() < other.until) return waits(other);
     for (let tried = 1, revision = 0; ; tried++) {
+      const until = Math.round(clock.budget.settleBy + skewMs);
+      const written = records.write(subject, revision, { by, until }, leftMs());
+      claimed.set(subject, { by, until, waiting: 0, agreed: written.catch(() => {}) });
       try {
-        const until = Math.round(clock.budget.settleBy + skewMs);
-        one.claim = { subject, revision: await records.write(subject, revision, { by, until }, leftMs()) };
+        one.claim = { subject, by, revision: await written };
         return undefined;
       } catch (error) {
+        if (claimed.get(subject)?.by === by) claimed.delete(subject);
         if (!isConflict(error) || tried >= tries) throw error;
       }
       const found = await records.read(subject, leftMs());
@@ -62,23 +84,42 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
       if ("handled" in value) {
         if (now() < at + ttlMs) return { settlement: { kind: "ack", duplicate: true }, attempts };
       } else if (value.by !== by && now() < value.until) {
-        return { settlement: { kind: "return", delayMs: Math.min(value.until - now(), waitMs) }, attempts };
+        const known = claimed.get(subject);
+        const other = known?.by === value.by ? known : { ...value, waiting: 0 };
+        claimed.set(subject, other);
+        return waits(other);
       }
+    }
+  }
+
+  /** Whoever has claimed the key meanwhile, as where this message's lease was lost: it was handled. */
+  async function handled(subject: string, revision: number): Promise<void> {
+    for (let tried = 1; ; tried++) {
+      try {
+        await records.write(subject, revision, { handled: true }, leftMs());
+        return;
+      } catch (error) {
+        if (!isConflict(error) || tried >= tries) throw error;
+      }
+      const found = await records.read(subject, leftMs());
+      if (found && "handled" in found.value) return;
+      revision = found?.revision ?? 0;
     }
   }
 
   return {
     claim,
     async end(one, settlement) {
-      const claimed = one.claim;
-      if (!claimed) return undefined;
-      const { subject, revision } = claimed;
+      if (!one.claim) return undefined;
+      const { subject, by, revision } = one.claim;
       try {
-        if (settlement.kind === "ack") await records.write(subject, revision, { handled: true }, leftMs());
+        if (settlement.kind === "ack") await handled(subject, revision);
         else await records.remove(revision, leftMs());
         return undefined;
       } catch (error) {
-        return isConflict(error) ? undefined : textOf(error); // someone else took over, and says how it ends
+        return textOf(error);
+      } finally {
+        if (claimed.get(subject)?.by === by) claimed.delete(subject);
       }
     },
   };

@@ -31,7 +31,7 @@ export interface Held {
   /** Its start, as it was written down before. */
   announced?: Start & { readonly alone: boolean };
   /** Its key, claimed for it. */
-  claim?: { readonly subject: string; readonly revision: number };
+  claim?: { readonly subject: string; readonly by: string; readonly revision: number };
   /** Of a parked copy, where the delivery that it was made of is acknowledged. */
   originAck?: string;
 }

@@ -92,6 +92,56 @@ describe("of messages with the same key", () => {
     expect([...new Set(handled)].toSorted()).toEqual([1, 2, 3]); // one that was cut off is started again
   });
 
+  it("is remembered where its message was handled although its lease was lost, and the other start of it fails", async () => {
+    const running = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    const ends = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    const handled: number[] = [];
+    await start(async ({ data: { n } }) => {
+      const at = handled.push(n) - 1;
+      running[at]?.resolve();
+      await ends[at]?.promise;
+    });
+    const working = Promise.withResolvers<string>();
+    system.tcp.subscribe("$JS.ACK.PAYMENTS.charging.>", { callback: (_, { subject }) => working.resolve(subject) });
+    await system.publish("payments.due", { order: "a", n: 1 });
+    const first = system.invoke();
+    await running[0]?.promise;
+    system.tcp.publish(await working.promise, "-NAK"); // it goes to another one, which the first is not told
+    const second = system.invoke();
+    await running[1]?.promise;
+    ends[0]?.resolve();
+    expect((await first).consumers).toMatchObject([{ acked: 1 }]);
+    ends[1]?.reject(new Error("the card was charged already"));
+    await second;
+    await system.publish("payments.due", { order: "a", n: 2 });
+    await system.settle();
+    expect(handled).toEqual([1, 1]);
+    expect(system.events.filter(({ event }) => event === "duplicate")).toHaveLength(1);
+  });
+
+  it("is not asked for by everyone, time and again, while one of many messages is being handled", async () => {
+    const running = Promise.withResolvers<void>();
+    const end = Promise.withResolvers<void>();
+    const handled: number[] = [];
+    await start(async ({ data: { n } }) => {
+      handled.push(n);
+      running.resolve();
+      await end.promise;
+    });
+    let asked = 0;
+    system.tcp.subscribe("sortie.keys.>", { callback: () => (asked += 1) });
+    for (let n = 0; n < 300; n++) void system.publish("payments.due", { order: "a", n });
+    const first = system.invoke({ budgetMs: 60_000 });
+    await running.promise;
+    const { consumers } = await system.invoke({ linger: "until-budget", budgetMs: 3_000 });
+    expect(consumers[0]?.pulled).toBeGreaterThan(100);
+    expect(asked).toBeLessThan(10); // the first claim, and a few that came before it was agreed on
+    end.resolve();
+    await first;
+    await system.settle();
+    expect(handled).toHaveLength(1);
+  });
+
   it("is forgotten after its ttl", async () => {
     const handled: number[] = [];
     const short = { ...charging, idempotency: { ...charging.idempotency, ttlMs: 1_100 } } as typeof charging;
