@@ -56,7 +56,10 @@ function lineOf({ kind, name, action, changes }: Applied): string {
 }
 
 function sentenceOf(status: BreakerStatus): string {
-  if (status.state === "closed") return "closed";
+  if (status.state === "closed")
+    return status.pausedUntil
+      ? `closed; but the consumer is paused on the server until ${status.pausedUntil.toISOString()}, not by its breaker: nats consumer resume <stream> <consumer>`
+      : "closed";
   const [since, until] = [status.since, status.until].map((date) => date.toISOString());
   if (status.state === "half-open") return `half-open: one message is being tried, until ${until}`;
   return `open since ${since}, one message is tried after ${until}: ${status.reason}`;

@@ -90,7 +90,7 @@ function passing(
  */
 async function attemptTogether(members: readonly Member[], turn: BatchTurn): Promise<void> {
   const { binding, shared } = turn;
-  const isToStart = turn.mayStart();
+  const isToStart = turn.mayStart() && !turn.holds();
   const ours = members.filter(({ one, before }) => {
     const starts = isToStart && turn.isOurs(one);
     if (!starts) turn.leave(one, notStarted(before));
@@ -230,7 +230,7 @@ async function conclude(all: readonly Concluded[], turn: BatchTurn): Promise<voi
     Math.max(...again.map(([, { inPlaceMs }]) => inPlaceMs)),
     "waiting to start a handler once more in place",
   );
-  if (!turn.mayStart()) {
+  if (!turn.mayStart() || turn.holds()) {
     for (const [{ one }, { otherwise }] of again) turn.leave(one, otherwise);
     return;
   }
@@ -257,9 +257,7 @@ async function failedTogether(started: readonly Started[], error: unknown, turn:
   const middle = Math.ceil(started.length / 2);
   for (const half of [started.slice(0, middle), started.slice(middle)]) {
     await pause(0, "waiting to start a part of a batch"); // what was decided leaves meanwhile, and handlers may be busy
-    if (turn.holds()) {
-      for (const { one, before } of half) turn.leave(one, notStarted(before));
-    } else if (turn.mayStart()) await attemptTogether(half, turn);
+    if (turn.mayStart()) await attemptTogether(half, turn);
     else {
       const came = half.map((each): Concluded => [each, leftApart(each, error, turn)]);
       await conclude(came, turn);

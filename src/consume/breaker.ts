@@ -1,7 +1,7 @@
 import type { BreakerPolicy, ConsumerDefinition } from "../define/consumer.ts";
 import { breakerSubject, breakersStream } from "../define/own.ts";
 import { textOf } from "../errors.ts";
-import { pauseConsumer } from "../nats/pause-consumer.ts";
+import { pauseConsumer, resumeConsumer } from "../nats/pause-consumer.ts";
 import { isConflict, recordsIn } from "../nats/records.ts";
 import type { Outcome } from "./attempt.ts";
 import { type BreakerState, closed, decideAfter, decideEntry, type Entry, opened } from "./breaker-state.ts";
@@ -19,8 +19,10 @@ export interface Breaker {
   ended(outcome: Outcome): void;
   /** Nothing is in hand any more: what was counted leaves in the flight of the last settlements. */
   rest(): void;
-  /** Whether no handler may be started now: by what is known here it opens, which is being agreed on. */
+  /** Whether no handler may be started now: it is open, or, by what is known here, opens, which is being agreed on. */
   readonly holds: boolean;
+  /** Whether this invocation is to try a message, and no handler has ended that tells how it goes. */
+  readonly probing: boolean;
   /** Writes down what has been counted. */
   flush(): Promise<void>;
   /** Calls back when it opens, wherever that was noticed. */
@@ -75,6 +77,7 @@ function takePart(
   let counted = none; // and not written down
   let underWay = none; // being written down
   let probing = false;
+  let tried = false; // a handler has ended of what it tried
   let writing = Promise.resolve();
   const began = now();
   let writtenAt: number | undefined;
@@ -176,7 +179,7 @@ function takePart(
       });
       probing = entry === ("probe" as Entry);
       if (probing && found.state === "open" && found.until > now())
-        await pauseConsumer(connection, consumer, now(), leftMs());
+        await resumeConsumer(connection, consumer, found.until, leftMs());
       return entry;
     },
     get state() {
@@ -187,6 +190,7 @@ function takePart(
         return;
       const failed = settlement.kind !== "ack" || settlement.discarded ? tellsOfFailure(error) : false;
       counted = sum(counted, { ended: 1, failed: failed ? 1 : 0 });
+      tried = true;
       if (failed) holds ||= isToOpen();
       if (failed || probing || now() >= (writtenAt ?? began) + everyMs) void flush();
     },
@@ -194,7 +198,10 @@ function takePart(
       if (counted.ended > 0 && now() >= (writtenAt ?? -Infinity) + restMs) void flush();
     },
     get holds() {
-      return holds;
+      return holds || isOpen;
+    },
+    get probing() {
+      return probing && !tried;
     },
     flush,
     onOpen(listener) {

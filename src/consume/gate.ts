@@ -1,6 +1,6 @@
 /** How one consumer takes part in the gate of an invocation. */
 interface Participant {
-  /** Of those that wait the one with the highest priority is let in first, and among equals the one with the fewest inside. */
+  /** Of those that wait, the one with the highest priority is let in first, and among equals the one with the fewest inside. */
   readonly priority: number;
   /** How many of its handlers run. */
   readonly running: () => number;
@@ -28,8 +28,11 @@ export interface Gate {
   enter(handlerMs: number | undefined): Entrance;
   /** Another message for the handler that was let in last: it takes no place, and is inside until it is settled and leaves. */
   accompany(): Entrance;
-  /** Waits until nobody is inside; nobody else enters then before this one leaves. */
-  enterAlone(): Promise<Entrance>;
+  /**
+   * Waits until nobody is inside; nobody else enters then before this one leaves. Between two of those that run alone, others
+   * have a turn, as many as there are places.
+   */
+  enterAlone(participant: Participant): Promise<Entrance>;
   /** Its handler has ended: another one may have the place. */
   handled(): void;
   leave(entrance: Entrance): void;
@@ -47,10 +50,11 @@ const lookMs = { first: 10, longest: 1_000 };
 /** `most` is how many handlers may run at the same time over all consumers; Infinity for as many as these allow. */
 export function createGate(now: () => number, most: number): Gate {
   const participants: Participant[] = [];
-  const waiting: ((entrance: Entrance) => void)[] = [];
+  const waiting: { readonly priority: number; readonly letIn: (entrance: Entrance) => void }[] = [];
   let inside = 0;
   let running = 0;
   let alone = false;
+  let between = false; // one has run alone, and others have their turn before the next one
   let busyUntil = 0; // the slowest inside, as far as is known
   let entrance: Entrance = 1;
   let older = 0; // of those inside, how many the one that waits found there
@@ -60,11 +64,11 @@ export function createGate(now: () => number, most: number): Gate {
   function admitOne(): void {
     const next = waiting.shift();
     if (waiting.length === 0) clearTimeout(looking);
-    alone = next !== undefined;
     if (!next) return;
+    alone = true;
     inside = 1;
     running += 1;
-    next(entrance);
+    next.letIn(entrance);
   }
 
   function tell(): void {
@@ -99,7 +103,7 @@ export function createGate(now: () => number, most: number): Gate {
     },
     admits(handlerMs = typicalMs) {
       if (alone || running >= most) return false;
-      if (waiting.length === 0) return true;
+      if (waiting.length === 0 || between) return true;
       // whom it waits for take longer, or have taken so long already that it makes no difference
       return older > 0 && (now() + handlerMs < busyUntil || handlerMs < now() - since);
     },
@@ -120,9 +124,10 @@ export function createGate(now: () => number, most: number): Gate {
       inside += 1;
       return entrance;
     },
-    enterAlone() {
-      return new Promise((resolve) => {
-        waiting.push(resolve);
+    enterAlone({ priority }) {
+      return new Promise((letIn) => {
+        const behind = waiting.findIndex((other) => other.priority < priority);
+        waiting.splice(behind < 0 ? waiting.length : behind, 0, { priority, letIn });
         if (inside === 0) admitOne();
         else if (waiting.length === 1) waitForThese();
       });
@@ -138,8 +143,12 @@ export function createGate(now: () => number, most: number): Gate {
         if (waiting.length > 0 && older === 0 && !alone) waitForThese();
         return;
       }
-      admitOne();
-      if (!alone) tell();
+      between = alone;
+      alone = false;
+      if (between || waiting.length === 0) tell();
+      between = false;
+      if (inside === 0) admitOne();
+      else if (waiting.length > 0) waitForThese();
     },
   };
 }

@@ -2,7 +2,8 @@ import { SortieError, textOf } from "../errors.ts";
 import { openPuller } from "../nats/pull.ts";
 import { pause, point, within } from "../nats/within.ts";
 import { maxPayloadOf } from "../publish/publish.ts";
-import { openBreaker } from "./breaker.ts";
+import { type Breaker, openBreaker } from "./breaker.ts";
+import type { Entry } from "./breaker-state.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
@@ -42,15 +43,24 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
     hand.onChange(() => hand.atRest && breaker.rest());
   }
 
-  let ends: PromiseSettledResult<"drained" | "budget">[] = [];
-  try {
-    let entry = breaker ? await breaker.enter() : "all";
-    if (breaker && entry === "probe") {
-      for (const source of sources) if (report.pulled === 0) await pull(source, true);
+  /** One message after the other, until a handler has ended: those that cannot be read, or were handled, tell nothing. */
+  async function probe(source: Source, breaker: Breaker): Promise<void> {
+    for (let pulled = -1; breaker.probing && report.pulled > pulled; ) {
+      pulled = report.pulled;
+      await pull(source, true);
       await point(
         "waiting for the probe of a circuit breaker",
         hand.until(() => hand.size === 0),
       );
+    }
+  }
+
+  let ends: PromiseSettledResult<"drained" | "budget">[] = [];
+  let entry: Entry | undefined;
+  try {
+    entry = breaker ? await breaker.enter() : "all";
+    if (breaker && entry === "probe") {
+      for (const source of sources) await probe(source, breaker);
       entry = (await breaker.probed()) ? "all" : "nothing";
     }
     if (entry === "all") ends = await Promise.allSettled(sources.map((source) => pull(source)));
@@ -60,9 +70,10 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   const drained = ends.length > 0 && ends.every((end) => end.status === "fulfilled" && end.value === "drained");
   const asked = shared.left && !drained ? askLeft(binding, hand, shared) : undefined;
   await Promise.all([hand.emptied(), breaker?.flush()]);
+  await breaker?.flush(); // what has ended meanwhile
   breaker?.end();
   for (const end of ends) if (end.status === "rejected") trouble(textOf(end.reason));
-  if (breaker) report.breaker = breaker.state;
+  if (breaker && entry) report.breaker = breaker.state; // else it is not known
   if (ends.some(({ status }) => status === "rejected")) report.ended = "failed";
   else if (breaker && breaker.state !== "closed") report.ended = "open";
   else if (pace?.over) report.ended = "limited";

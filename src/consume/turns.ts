@@ -97,7 +97,7 @@ export function openTurns(
       const otherwise = pace && (await orReturned(attempts, () => pace.turn(one, attempts))); // before it has the gate alone
       if (otherwise && suspects.delete(one)) leave(one, otherwise);
       if (!suspects.has(one)) return;
-      const entrance = await point("waiting for a turn to run alone", gate.enterAlone());
+      const entrance = await point("waiting for a turn to run alone", gate.enterAlone(participant));
       if (!suspects.delete(one)) {
         gate.handled(); // it was handed back meanwhile
         gate.leave(entrance);
@@ -186,7 +186,7 @@ export function openTurns(
     running += 1; // it has its place from now on
     const otherwise = await orReturned(before, () => announce(one, before, alone));
     running -= 1;
-    if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
+    if (otherwise || isOver() || breaker?.holds) leave(one, otherwise ?? returned(before));
     else start(one, before, inPlace);
   }
 
@@ -234,7 +234,7 @@ export function openTurns(
     running += 1;
     await pause(inPlaceMs, "waiting to start a handler once more in place");
     running -= 1;
-    if (isOver()) leave(one, otherwise);
+    if (isOver() || breaker?.holds) leave(one, otherwise);
     else await startAgain(one, otherwise.attempts, one.announced?.alone ?? false, inPlace);
   }
 
@@ -282,7 +282,7 @@ export function openTurns(
       binding,
       shared,
       mayStart: () => !isOver(),
-      holds: () => breaker !== undefined && (breaker.holds || breaker.state === "open"),
+      holds: () => breaker?.holds === true,
       isOurs,
       announce: (members) =>
         Promise.all(members.map(({ one, before }) => orReturned(before, () => announce(one, before, false)))),

@@ -6,7 +6,8 @@ export interface ConsumerInfo {
   readonly error?: { readonly code: number };
   readonly num_pending?: number;
   readonly num_ack_pending?: number;
-  readonly config?: { readonly max_ack_pending?: number };
+  readonly paused?: boolean;
+  readonly config?: { readonly max_ack_pending?: number; readonly pause_until?: string };
 }
 
 /** Asks the server for it. Throws `timed-out` or what the client throws. */

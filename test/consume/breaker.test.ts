@@ -132,7 +132,43 @@ describe("a circuit breaker", () => {
     expect(consumers).toMatchObject([
       { pulled: 0, ended: "failed", error: expect.stringMatching(/SORTIE_BREAKERS.*npx sortie apply/) },
     ]);
+    expect(consumers[0]).not.toHaveProperty("breaker"); // nobody knows
     expect(other.starts).toEqual([]);
+  });
+
+  it("tries on until a handler has ended: what cannot be read tells nothing", async () => {
+    const { system, other } = await start({ openFor: "300ms" });
+    await system.jsm.streams.purge("JOBS");
+    const connection = await system.connect();
+    await tripBreaker(connection, system.worker, 1);
+    await connection.close();
+    for (let n = 0; n < 5; n++) await system.publish("jobs.a", "no job");
+    await system.publish("jobs.a", { n: 1 });
+    await system.publish("jobs.a", { n: 2 });
+    expect((await system.invoke()).consumers).toMatchObject([{ pulled: 6, deadLettered: 5, retried: 1, ended: "open" }]);
+    expect(other.starts).toEqual([1]);
+    other.up = true;
+    await expect.poll(async () => (await system.invoke()).consumers[0]?.breaker).toBe("closed");
+    await system.settle();
+    expect(other.starts.toSorted()).toEqual([1, 1, 2]);
+  });
+
+  it("starts nothing once more in place, and no half of a batch, while it is about to open", async () => {
+    class Flaky extends Error {}
+    const starts: number[][] = [];
+    const worker = defineConsumer(jobs, "worker", {
+      deadLetter: "dead.jobs",
+      retry: { attempts: 100, backoff: fixed(10), rules: [{ on: Flaky, do: { inPlace: 50 } }] },
+      breaker: { failureRatio: 1, minimum: 3 },
+    });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, ({ data: { n } }) => {
+      starts.push([n]);
+      throw new Flaky("the other side is down");
+    });
+    system = await startSystem(app);
+    await system.publish("jobs.a", { n: 1 });
+    expect((await system.invoke()).consumers).toMatchObject([{ ended: "open", retried: 1, unconfirmed: 0 }]);
+    expect(starts).toHaveLength(3);
   });
 
   it.each([
@@ -161,6 +197,28 @@ describe("by hand", () => {
     expect((await system.invoke()).consumers).toMatchObject([{ pulled: 0, ended: "open" }]);
     await resetBreaker(connection, system.worker);
     expect((await system.invoke()).consumers).toMatchObject([{ acked: 1, ended: "drained", breaker: "closed" }]);
+    await connection.close();
+  });
+});
+
+describe("a pause of an operator", () => {
+  it("is neither shortened by a breaker that opens, nor ended by one that is reset", async () => {
+    const { system, other, info } = await start({ minimum: 30 });
+    const until = new Date(Date.now() + 3_600_000);
+    const opening = system.invoke();
+    await expect.poll(() => other.starts.length).toBeGreaterThan(20);
+    await system.jsm.consumers.pause("JOBS", "worker", until);
+    expect((await opening).consumers).toMatchObject([{ ended: "open" }]);
+    expect(Date.parse((await info()).config.pause_until ?? "")).toBe(until.getTime());
+    const connection = await system.connect();
+    expect(await resetBreaker(connection, system.worker)).toEqual({ state: "closed", pausedUntil: until });
+    expect((await info()).paused).toBe(true);
+    await system.jsm.consumers.resume("JOBS", "worker");
+    await tripBreaker(connection, system.worker, 600_000);
+    const tripped = await tripBreaker(connection, system.worker, 60_000); // its own is
+    expect(tripped.state === "open" && tripped.until.toISOString()).toBe((await info()).config.pause_until);
+    expect(await resetBreaker(connection, system.worker)).toEqual({ state: "closed" });
+    expect((await info()).paused).toBeFalsy();
     await connection.close();
   });
 });

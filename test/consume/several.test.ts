@@ -138,6 +138,37 @@ describe("a suspect that waits for a handler of which nobody knows how long it t
   });
 });
 
+describe("suspects of one consumer", () => {
+  it("let others have a turn after each of them, and go first where they have the higher priority", async () => {
+    const order: string[] = [];
+    const of = (name: "one" | "two" | "three", priority = 0) =>
+      defineConsumer(stream, name, { filter: `work.${name}`, deadLetter: "dead.work", concurrency: 2, priority });
+    const suspected = (name: string) => async () => {
+      order.push(name);
+      if (order.length > 1) return;
+      for (let n = 0; n < 6; n++) await system.publish("work.two", { n });
+      await new Promise((resolve) => setTimeout(resolve, 100)); // they are in hand then
+    };
+    const app = createApp({ streams: [stream, dead] })
+      .on(of("one"), suspected("suspect"))
+      .on(of("two"), () => new Promise((resolve) => setTimeout(resolve, order.push("plain"))))
+      .on(of("three", 1), suspected("urgent suspect"));
+    system = await startSystem(app);
+    for (const name of ["one", "three"]) {
+      for (let n = 0; n < 4; n++) await system.publish(`work.${name}`, { n });
+      const messages = await (await system.js.consumers.get("WORK", name)).fetch({ max_messages: 4 });
+      for await (const message of messages) message.nak(); // its function may have died of it
+    }
+    await system.invoke({ linger: "500ms" });
+    const [, ...suspects] = order.filter((name) => name !== "plain"); // the first one comes when nobody else is there
+    expect(suspects.lastIndexOf("urgent suspect"), order.join(", ")).toBeLessThan(suspects.indexOf("suspect"));
+    expect(suspects).toHaveLength(7);
+    expect(order.slice(1, 3), order.join(", ")).toEqual(["plain", "plain"]); // as many as its concurrency
+    const before = order.slice(0, order.lastIndexOf("plain")).filter((name) => name !== "plain");
+    expect(before.length, order.join(", ")).toBeLessThanOrEqual(4);
+  });
+});
+
 describe("a busy backlog", () => {
   it("does not keep a consumer from its parked retries", async () => {
     const handled: number[] = [];
