@@ -257,7 +257,7 @@ async function failedTogether(started: readonly Started[], error: unknown, turn:
   const middle = Math.ceil(started.length / 2);
   for (const half of [started.slice(0, middle), started.slice(middle)]) {
     await pause(0, "waiting to start a part of a batch"); // what was decided leaves meanwhile, and handlers may be busy
-    if (turn.mayStart()) await attemptTogether(half, turn);
+    if (turn.holds() || turn.mayStart()) await attemptTogether(half, turn); // who is held back is not started
     else {
       const came = half.map((each): Concluded => [each, leftApart(each, error, turn)]);
       await conclude(came, turn);
