@@ -50,6 +50,8 @@ export interface BatchTurn {
   isOurs(one: Held): boolean;
   /** Writes down, ahead of it, that messages are started, in one flight. Answers for each how it leaves where it is not. */
   announce(members: readonly Member[]): Promise<readonly (Outcome | undefined)[]>;
+  /** Waits until messages may be started, all at once, under a rate limit. Answers for each how it leaves where it may not. */
+  inTime(members: readonly Member[]): Promise<readonly (Outcome | undefined)[]>;
   /** Counts what the handler came to for messages that were decided together. */
   ended(outcomes: readonly Outcome[]): void;
   leave(one: Held, outcome: Outcome): void;
@@ -64,10 +66,8 @@ export async function startTogether(batch: readonly Held[], turn: BatchTurn): Pr
   const again = members.filter(({ one }) => one.entry);
   if (again.length === 0) return attemptTogether(members, turn);
   const announced = new Set(passing(again, await turn.announce(again), turn));
-  await attemptTogether(
-    members.filter((member) => !member.one.entry || announced.has(member)),
-    turn,
-  );
+  const known = members.filter((member) => !member.one.entry || announced.has(member));
+  await attemptTogether(passing(known, await turn.inTime(known), turn), turn); // writing takes its time
 }
 
 /** Who goes on; the others leave as was answered for them. */
@@ -257,7 +257,8 @@ async function failedTogether(started: readonly Started[], error: unknown, turn:
   const middle = Math.ceil(started.length / 2);
   for (const half of [started.slice(0, middle), started.slice(middle)]) {
     await pause(0, "waiting to start a part of a batch"); // what was decided leaves meanwhile, and handlers may be busy
-    if (turn.holds() || turn.mayStart()) await attemptTogether(half, turn); // who is held back is not started
+    if (turn.holds() || turn.mayStart())
+      await attemptTogether(half, turn); // who is held back is not started
     else {
       const came = half.map((each): Concluded => [each, leftApart(each, error, turn)]);
       await conclude(came, turn);

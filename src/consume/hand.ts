@@ -28,6 +28,8 @@ export interface Hand {
   of(source: Source["kind"]): { readonly size: number; readonly messages: number };
   /** Handlers that run. */
   readonly running: number;
+  /** Messages that wait for their slot under a rate limit by key, beside those that are handled or wait for a handler. */
+  readonly aside: number;
   /** How many may. */
   readonly places: number;
   /** Their bytes, and those of deliveries that are being settled. */
@@ -96,6 +98,9 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     of: (source) => counts[source],
     get running() {
       return turns.running;
+    },
+    get aside() {
+      return turns.aside;
     },
     get places() {
       return turns.places;

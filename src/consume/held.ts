@@ -30,6 +30,10 @@ export interface Held {
   entry?: Entry;
   /** Its start, as it was written down before. */
   announced?: Start & { readonly alone: boolean };
+  /** The rate limit that it is under, where that is one by key: the subject of its record. */
+  limit?: string;
+  /** When its handler may be started under that limit, in epoch milliseconds. */
+  slot?: number;
   /** Its key, claimed for it. */
   claim?: { readonly subject: string; readonly by: string; readonly revision: number };
   /** Of a parked copy, where the delivery that it was made of is acknowledged. */

@@ -6,7 +6,6 @@ import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { type Asked, type PutOff, planRemainder, type Remainder } from "./remainder.ts";
-import type { ConsumerReport } from "./report.ts";
 import type { Settled } from "./settle.ts";
 import { resolveParked, type Source } from "./source.ts";
 
@@ -18,8 +17,11 @@ export interface Left {
   unconfirmed(one: Held): void;
   /** Takes note of how many messages wait on a source, as the server said last; undefined where it has not. */
   waiting(kind: Source["kind"], messages: number | undefined): void;
-  /** What is left, with the server's word on its consumer where it was asked while `unsettled` messages were in hand. */
-  sum(ended: ConsumerReport["ended"], asked?: Asked): Remainder;
+  /**
+   * What is left, with the server's word on its consumer where it was asked while `unsettled` messages were in hand; nothing
+   * to find where what held this invocation back would hold the next one back.
+   */
+  sum(isHeld: boolean, asked?: Asked): Remainder;
 }
 
 export function openLeft(consumer: ConsumerDefinition, now: () => number): Left {
@@ -47,9 +49,9 @@ export function openLeft(consumer: ConsumerDefinition, now: () => number): Left 
     waiting(kind, messages) {
       waiting[kind] = messages;
     },
-    sum: (ended, asked) => {
+    sum: (isHeld, asked) => {
       const { maxAckPending } = consumer;
-      return planRemainder({ ended, waiting, putOff: [...putOff.values()], asked, maxAckPending, now: now() });
+      return planRemainder({ isHeld, waiting, putOff: [...putOff.values()], asked, maxAckPending, now: now() });
     },
   };
 }

@@ -7,47 +7,61 @@ import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { keyFor } from "./key.ts";
 import type { Attempts } from "./ledger.ts";
-import { planSlots } from "./slots.ts";
+import { type Paced, planSlots, rescaled, type Slot } from "./slots.ts";
 
 /** Keeps the handlers of all invocations of a consumer within its rate limit. */
 export interface Pace {
+  /** Whether each key has a limit of its own: who waits for its slot then keeps no place from the others. */
+  readonly byKey: boolean;
+  /** Finds the limit that a message is under. Answers how it is to leave where its key cannot be had. */
+  find(one: Held, attempts: Attempts): Promise<Outcome | undefined>;
+  /** Whether a message would be put off if it asked for a slot within `ms`, by what is known here. */
+  isOver(one: Held, ms: number): boolean;
   /**
-   * Waits until a handler may be started for a message. Answers how the message is to leave where that is too far off.
+   * Takes a slot for a message, within `ms` or the invocation's time. Answers how it is to leave where there is none in time.
    * @throws what `Records` throws.
    */
-  turn(one: Held, attempts: Attempts): Promise<Outcome | undefined>;
+  take(one: Held, attempts: Attempts, ms: number): Promise<Outcome | undefined>;
+  /** When its slot comes, which it may have missed by then. */
+  until(one: Held): Promise<void>;
+  /** Whether its handler may be started now. */
+  lets(one: Held): boolean;
   /** How many that ask together may start together, at the slot of the last: none of them is late then. */
   readonly together: number;
   /** How many messages that were not started it makes sense to have in hand. */
   readonly room: number;
   /** Nothing more may be started within this invocation's time. */
   readonly over: boolean;
-  /** Until when it makes no sense to pull, in epoch milliseconds: what comes is over its key's limit. */
-  readonly heldUntil: number;
+  /** When the next one may start, as far as is known; epoch milliseconds. */
+  readonly next: number;
   /** Lets go of all that wait. */
   stop(): void;
 }
 
 /** One message that waits for its slot to be known. */
 interface Asking {
-  readonly granted: (at: number | undefined, elseMs: number) => void;
+  readonly one: Held;
+  readonly ms: number;
+  readonly told: (slot: Slot) => void;
   readonly failed: (error: unknown) => void;
 }
 
 /** The slots of a key, or of all messages: as this invocation knows them, and who asks for some. */
 interface Bucket {
   readonly subject: string;
-  known?: { readonly next: number; readonly revision: number };
+  known?: Paced & { readonly revision: number };
   looking?: Promise<void> | undefined;
   readonly asking: Asking[];
   busy: boolean;
 }
 
-/** A message over its key's limit keeps its place among the handlers for so long at most. */
-const keyWaitMs = 1_000;
+/** What is kept of a bucket; `every` is the time between two starts, in milliseconds, when that was. */
+interface Kept extends Partial<Paced> {
+  readonly every?: number;
+}
 
-/** After so many messages over their key's limit without one that is not, pulling rests. */
-const manyOver = 64;
+/** How far off a slot by key may be for a message to wait for it in hand, and how much of what waits for its slot is pulled. */
+export const slotWaitMs = 1_000;
 
 /** What is granted is good for so long, as a part of the limit's period: later, it would come together with others. */
 const lateness = 0.04;
@@ -60,14 +74,14 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
   const { connection, clock } = shared;
   const { now } = clock;
   const { everyMs, burst, perMs, key } = rateLimit;
-  const records = recordsIn<{ next: number }>(connection, ratesStream, "what is left of a rate limit");
+  const rate = { everyMs, burst };
+  const records = recordsIn<Kept>(connection, ratesStream, "what is left of a rate limit");
   const buckets = new Map<string, Bucket>();
   const waiting = new Set<() => void>();
   const leftMs = () => Math.max(1, clock.budget.abandonAt - now());
+  const common = bucketFor(rateSubject(consumer));
   let flightMs = 0; // how long a grant takes
   let over = false;
-  let overInARow = 0;
-  let heldUntil = 0;
   let stopped = false;
 
   function bucketFor(subject: string): Bucket {
@@ -76,27 +90,31 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
     return bucket;
   }
 
+  function bucketOf({ limit }: Held): Bucket {
+    return limit === undefined ? common : bucketFor(limit);
+  }
+
   /** Asks for slots for all that wait for one, until nobody does. */
   async function grant(bucket: Bucket): Promise<void> {
     bucket.busy = true;
     await Promise.resolve(); // all that came in one piece ask together
     while (bucket.asking.length > 0) {
       const asked = now();
-      const asking = bucket.asking.splice(0);
+      const asking = bucket.asking.splice(0).toSorted((a, b) => Number(isFresh(a.one)) - Number(isFresh(b.one)));
       try {
         if (!bucket.known) await look(bucket);
-        const { next, revision } = bucket.known ?? { next: 0, revision: 0 };
+        const { revision, ...known } = bucket.known ?? { next: 0, line: 0, revision: 0 };
         const answerMs = 1.5 * Math.max(flightMs, clock.roundTripMs);
         const from = now() + Math.max(0, answerMs - perMs * lateness); // what is granted for earlier would be late
-        const latest = Math.min(clock.budget.stopAt, key ? from + keyWaitMs : Infinity);
-        const slots = planSlots(next, asking.length, from, latest, rateLimit as { everyMs: number; burst: number });
-        if (slots.at.length > 0) {
-          const value = { next: slots.next };
-          bucket.known = { ...value, revision: await records.write(bucket.subject, revision, value, leftMs()) };
+        const by = clock.budget.stopAt;
+        const asks = asking.map(({ one, ms }) => ({ fresh: isFresh(one), latest: Math.min(by, from + ms) }));
+        const { slots, next, line } = planSlots(known, asks, from, rate);
+        if (key || slots.some((slot) => "at" in slot)) {
+          const value = { next, every: everyMs, ...(line > from && { line }) };
+          bucket.known = { next, line, revision: await records.write(bucket.subject, revision, value, leftMs()) };
           flightMs = Math.max(flightMs * 0.9, now() - asked);
         }
-        for (const [n, one] of asking.entries())
-          one.granted(slots.at[n], slots.next + (n - slots.at.length) * everyMs - now());
+        for (const [n, { told }] of asking.entries()) told(slots[n] as Slot);
       } catch (error) {
         delete bucket.known;
         if (isConflict(error) && leftMs() > 1) bucket.asking.unshift(...asking);
@@ -110,7 +128,8 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
     bucket.looking ??= records
       .read(bucket.subject, leftMs())
       .then((stored) => {
-        bucket.known = { next: stored?.value.next ?? 0, revision: stored?.revision ?? 0 };
+        const { next = 0, line = 0, every = everyMs } = stored?.value ?? {};
+        bucket.known = { ...rescaled({ next, line }, every, everyMs, now()), revision: stored?.revision ?? 0 };
       })
       .finally(() => {
         bucket.looking = undefined;
@@ -118,62 +137,71 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
     return bucket.looking;
   }
 
-  function slotOf(bucket: Bucket): Promise<{ at: number | undefined; elseMs: number }> {
-    return new Promise((resolve, failed) => {
-      bucket.asking.push({ granted: (at, elseMs) => resolve({ at, elseMs }), failed });
-      if (!bucket.busy) void grant(bucket);
-    });
+  /** By key, who was put off comes before who was not. */
+  function isFresh({ source, delivery }: Held): boolean {
+    return key !== undefined && source === "own" && !delivery.again;
   }
 
-  function until(at: number): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const timer = setTimeout(resolve, Math.ceil(at - now()));
-    const letGo = () => {
-      clearTimeout(timer);
-      resolve();
-    };
-    waiting.add(letGo);
-    return point("waiting for a rate limit", promise).finally(() => waiting.delete(letGo));
-  }
-
-  if (!key) void look(bucketFor(rateSubject(consumer))).catch(() => {}); // while the first pull is under way
+  if (!key) void look(common).catch(() => {}); // while the first pull is under way
 
   return {
-    async turn(one, attempts) {
-      let subject = rateSubject(consumer);
-      if (key) {
-        try {
-          subject += `.${await keyFor(consumer, "rateLimit", key, one.delivery, clock)}`;
-        } catch (error) {
-          return failedBefore(binding, one.delivery, attempts, shared, error);
-        }
+    byKey: key !== undefined,
+    async find(one, attempts) {
+      if (!key || one.limit !== undefined) return undefined;
+      try {
+        one.limit = `${common.subject}.${await keyFor(consumer, "rateLimit", key, one.delivery, clock)}`;
+        return undefined;
+      } catch (error) {
+        return failedBefore(binding, one.delivery, attempts, shared, error);
       }
-      while (!stopped) {
-        const { at, elseMs } = await slotOf(bucketFor(subject));
-        if (at === undefined) {
-          overInARow += 1;
-          if (!key) over = true;
-          else if (overInARow >= manyOver) heldUntil = now() + keyWaitMs;
-          return { settlement: { kind: "return", delayMs: Math.max(1, Math.ceil(elseMs)) }, attempts };
-        }
-        overInARow = 0;
-        if (at > now()) await until(at);
-        if (now() - at <= perMs * lateness) return undefined;
+    },
+    isOver(one, ms) {
+      const { known } = bucketOf(one);
+      if (!known || !key) return false;
+      const { slots } = planSlots(known, [{ fresh: isFresh(one), latest: now() + ms }], now(), rate);
+      return slots.some((slot) => "again" in slot);
+    },
+    async take(one, attempts, ms) {
+      const slot = await new Promise<Slot>((told, failed) => {
+        const bucket = bucketOf(one);
+        bucket.asking.push({ one, ms, told, failed });
+        if (!bucket.busy) void grant(bucket);
+      });
+      if ("at" in slot) {
+        one.slot = slot.at;
+        return undefined;
       }
-      return { settlement: { kind: "return" }, attempts };
+      if (ms === Infinity) over = true;
+      // sooner, it could as well have waited
+      return { settlement: { kind: "return", delayMs: Math.max(slotWaitMs, Math.ceil(slot.again - now())) }, attempts };
+    },
+    until({ slot = 0 }) {
+      if (stopped || slot <= now()) return Promise.resolve();
+      const { promise, resolve } = Promise.withResolvers<void>();
+      const timer = setTimeout(resolve, Math.ceil(slot - now()));
+      const letGo = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+      waiting.add(letGo);
+      return point("waiting for a rate limit", promise).finally(() => waiting.delete(letGo));
+    },
+    lets({ slot }) {
+      return slot !== undefined && slot <= now() && now() - slot <= perMs * lateness;
     },
     together: key ? 1 : Math.floor((perMs * lateness) / 4 / everyMs) + 1,
     get room() {
-      return key ? Infinity : Math.ceil(keyWaitMs / everyMs) + burst;
+      return key ? Infinity : Math.ceil(slotWaitMs / everyMs) + burst;
     },
     get over() {
       return over;
     },
-    get heldUntil() {
-      return heldUntil;
+    get next() {
+      return common.known?.next ?? 0;
     },
     stop() {
       stopped = true;
+      if (!key && waiting.size > 0) over = true; // there was more than could be started
       for (const letGo of waiting) letGo();
     },
   };

@@ -1,5 +1,4 @@
 import type { ConsumerInfo } from "../nats/consumer-info.ts";
-import type { ConsumerReport } from "./report.ts";
 
 /** A message that comes again. */
 export interface PutOff {
@@ -26,14 +25,15 @@ export interface Remainder {
 
 /** Sums up what is left, from what an invocation knows, and what the server said where it was asked. */
 export function planRemainder({
-  ended,
+  isHeld,
   waiting,
   putOff,
   asked,
   maxAckPending,
   now,
 }: {
-  ended: ConsumerReport["ended"];
+  /** Whether what held this invocation back would hold the next one back. */
+  isHeld: boolean;
   waiting: { readonly own?: number | undefined; readonly exhausted?: number | undefined };
   putOff: readonly PutOff[];
   asked: Asked | undefined;
@@ -50,7 +50,7 @@ export function planRemainder({
   const found = due + (isFull ? 0 : (pending ?? 0)) + (waiting.exhausted ?? 0);
   const nextDueAt = putOff.reduce((soonest, { dueAt }) => Math.min(soonest, dueAt), Infinity);
   return {
-    ready: ended === "drained" || ended === "budget" ? found : 0, // what holds this one back holds the next one back
+    ready: isHeld ? 0 : found,
     ...(pending !== undefined && { lag: pending + outstanding }),
     ...(putOff.length > 0 && { nextDueIn: Math.max(0, Math.ceil(nextDueAt - now)) }),
   };

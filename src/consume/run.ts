@@ -8,7 +8,7 @@ import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
 import { askLeft, type Left, openLeft } from "./left.ts";
-import { openPace } from "./pace.ts";
+import { openPace, slotWaitMs } from "./pace.ts";
 import { planPull } from "./pull-size.ts";
 import type { ConsumerReport } from "./report.ts";
 import { type Source, sourcesOf } from "./source.ts";
@@ -29,7 +29,8 @@ const longestWaitMs = 5_000;
  * wrong is in the report.
  */
 export async function runConsumer(binding: Binding, shared: Circumstances): Promise<ConsumerReport> {
-  const left = openLeft(binding.consumer, shared.clock.now);
+  const { now } = shared.clock;
+  const left = openLeft(binding.consumer, now);
   const tally = openTally(binding, shared.log, left);
   const { report, trouble } = tally;
   const limits: Limits = { pace: openPace(binding, shared), breaker: openBreaker(binding, shared, trouble) };
@@ -78,9 +79,12 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   else if (breaker && breaker.state !== "closed") report.ended = "open";
   else if (pace?.over) report.ended = "limited";
   else if (drained) report.ended = "drained";
-  const { ready, ...known } = left.sum(report.ended, await asked);
+  const isPaced = report.ended === "limited" && pace !== undefined && pace.next <= now() + slotWaitMs;
+  const isHeld = !isPaced && report.ended !== "drained" && report.ended !== "budget";
+  const { ready, ...known } = left.sum(isHeld, await asked);
   Object.assign(report, { ...known, more: ready > 0 });
-  shared.left?.({ ready, done: report.acked });
+  // more invocations at the same time do not make a rate limit let through more
+  shared.left?.({ ready: isPaced ? Math.min(ready, report.acked) : ready, done: report.acked });
   return report;
 }
 
@@ -149,10 +153,6 @@ async function pullFrom(
       ended.resolve("budget");
       return;
     }
-    if (pace && pace.heldUntil > now()) {
-      void rest(pace.heldUntil - now());
-      return;
-    }
     if (again && hand.messages === 0) again = drained = false;
     const { messages, bytes } = plan();
     if (messages > 0) void hand.during(pull(messages, bytes));
@@ -168,7 +168,7 @@ async function pullFrom(
     if (full !== undefined && mine.size >= full) return none;
     if (oversized) return pulls === 0 && hand.size === 0 ? { messages: 1, bytes: Infinity } : none;
     const { underWay } = puller;
-    const [messages, unsettled] = [mine.messages + underWay, mine.size + underWay];
+    const [messages, unsettled] = [Math.max(0, mine.messages - hand.aside) + underWay, mine.size + underWay];
     const { handlerMs, perHandler } = hand;
     const size = batch?.size ?? 1;
     const inHand = { messages, unsettled, bytes: hand.bytes + bytesUnderWay, handlerMs, size, perHandler };

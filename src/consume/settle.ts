@@ -22,6 +22,9 @@ const originMs = 1_000;
 /** How long a dead letter may wait that may be stored already: its id has to be remembered when it is stored again. */
 const sureAgainMs = 10_000;
 
+/** What is handed back for so long waits elsewhere: there may be many of a busy key, which must not fill the consumer. */
+const parkReturnFromMs = 1_000;
+
 /** How a delivery really left. */
 export interface Settled extends Outcome {
   /** What could not be done beside it; the message lost nothing by it. */
@@ -67,6 +70,7 @@ export async function settle(
 
   /** It is said that it was not started, where the next delivery would be taken for a suspect. */
   async function handBack(delayMs: number): Promise<Settled> {
+    if (isParked(delayMs, parkReturnFromMs)) return retry(outcome, delayMs, parkReturnFromMs);
     const first = held.source === "own" && !held.delivery.again;
     const [trouble] = await Promise.all([
       first || held.announced ? writtenDown(outcome.attempts) : undefined,
@@ -75,9 +79,13 @@ export async function settle(
     return { ...outcome, ...trouble };
   }
 
-  async function retry(decided: Outcome, delayMs: number): Promise<Settled> {
+  function isParked(delayMs: number, fromMs: number): boolean {
+    return held.source === "own" && parks(consumer) && delayMs >= fromMs;
+  }
+
+  async function retry(decided: Outcome, delayMs: number, fromMs = parkFromMs): Promise<Settled> {
     const { parkedUntil, ...attempts } = decided.attempts;
-    const parked = held.source === "own" && (parkedUntil !== undefined || (parks(consumer) && delayMs >= parkFromMs));
+    const parked = (held.source === "own" && parkedUntil !== undefined) || isParked(delayMs, fromMs);
     if (parked) {
       const until = parkedUntil ?? Math.round(clock.now() + delayMs);
       try {

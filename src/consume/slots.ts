@@ -6,23 +6,60 @@ export interface Rate {
   readonly burst: number;
 }
 
-/** What is granted of `count` starts. */
-export interface Slots {
-  /** When each of them may come, in epoch milliseconds; those that would come after `latest` are left out. */
-  readonly at: readonly number[];
-  /** When the next one after them may come, and after a rest up to `burst` of them. */
+/** What is agreed on of a rate limit. Times are epoch milliseconds. */
+export interface Paced {
+  /** When the next start may come, and after a rest up to `burst` of them. */
   readonly next: number;
+  /** When the last of those comes again that were put off; 0 for none. */
+  readonly line: number;
 }
 
+/** A message that asks for a start. */
+export interface Ask {
+  /** Whether it asks for the first time, and was not put off before. */
+  readonly fresh: boolean;
+  /** When it may start at the latest, in epoch milliseconds. */
+  readonly latest: number;
+}
+
+/** What is answered to each: when it may start, or, where that would be too late, when to come again. */
+export type Slot = { readonly at: number } | { readonly again: number };
+
+/** Nobody is put off for longer: a limit may be loosened meanwhile. */
+const longestLineMs = 3_600_000;
+
 /**
- * Grants starts of which none comes before its time (a leaky bucket, by the time at which it is next empty: GCRA).
- * `next` is what the last grant answered, 0 for the first one.
+ * Grants starts of which none comes before its time (a leaky bucket, by the time at which it is next empty: GCRA). Who is put
+ * off comes again in line with the others; while there are some in it, who asks for the first time is given what nobody has
+ * used. Those that were put off are to ask first.
  */
-export function planSlots(next: number, count: number, now: number, latest: number, { everyMs, burst }: Rate): Slots {
+export function planSlots(
+  { next, line }: Paced,
+  asks: readonly Ask[],
+  now: number,
+  { everyMs, burst }: Rate,
+): Paced & { readonly slots: readonly Slot[] } {
   // nobody takes slots beyond the end of its invocation: what is further off was written by a clock that is wrong
-  const isBelievable = next <= now + longestInvocationMs + everyMs;
-  const first = Math.max(isBelievable ? next : 0, now - (burst - 1) * everyMs);
-  const granted = Math.max(0, Math.min(count, Math.floor((latest - first) / everyMs) + 1));
-  const at = Array.from({ length: granted }, (_, n) => Math.max(now, first + n * everyMs));
-  return { at, next: first + granted * everyMs };
+  const known = next <= now + longestInvocationMs + everyMs ? next : 0;
+  let last = line <= now + longestLineMs ? line : 0;
+  let unused = last <= now ? Infinity : known <= now - everyMs ? Math.max(1, burst - 1) : 0;
+  let at = Math.max(known, now - (burst - 1) * everyMs);
+  const granted = asks.map(({ fresh, latest }): { at: number } | undefined => {
+    if (at > latest || (fresh && unused === 0)) return undefined;
+    if (fresh) unused -= 1;
+    at += everyMs;
+    return { at: Math.max(now, at - everyMs) };
+  });
+  const slots = granted.map((slot): Slot => {
+    if (slot) return slot;
+    last = Math.min(Math.max(last + everyMs, at), now + longestLineMs);
+    return { again: last };
+  });
+  return { slots, next: at, line: last };
+}
+
+/** The same where the limit was another one when it was agreed on: what was put off was for that one. */
+export function rescaled({ next, line }: Paced, wasEveryMs: number, everyMs: number, now: number): Paced {
+  const scaled = (at: number) => (at > now ? now + ((at - now) * everyMs) / wasEveryMs : at);
+  return { next: scaled(next), line: scaled(line) };
 }

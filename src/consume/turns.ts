@@ -7,7 +7,7 @@ import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
-import type { Pace } from "./pace.ts";
+import { type Pace, slotWaitMs } from "./pace.ts";
 
 /** How long handlers may be started one after the other before the event loop comes round. */
 const busyMs = 25;
@@ -19,6 +19,8 @@ export const troubleMs = 1_000;
 export interface Turns {
   /** Handlers that run. */
   readonly running: number;
+  /** Messages that wait for their slot under a rate limit, and keep no place. */
+  readonly aside: number;
   /** How many handlers may run, of what the consumer allows and others leave. */
   readonly places: number;
   /** What a handler takes, in milliseconds; undefined as long as none has ended. */
@@ -63,6 +65,9 @@ export function openTurns(
   const suspects = new Map<Held, Attempts>();
   let running = 0;
   let waiting = 0; // of those, how many wait for the rate limit
+  let aside = 0; // who waits for it without a place
+  const { batch, maxAckPending } = consumer;
+  const mostAside = Math.floor(Math.min(batch, maxAckPending === -1 ? Infinity : maxAckPending) / 2); // the rest is for others
   const size = Math.min(binding.batch?.size ?? 1, pace?.together ?? Infinity);
   let handlerMs: number | undefined;
   let perHandler = 1;
@@ -78,6 +83,9 @@ export function openTurns(
     get running() {
       return running - waiting;
     },
+    get aside() {
+      return aside;
+    },
     get places() {
       return Math.min(consumer.concurrency, gate.placesFor(participant));
     },
@@ -88,14 +96,18 @@ export function openTurns(
       return perHandler;
     },
     beside(one) {
+      if (pace?.byKey && one.limit === undefined) {
+        void findLimit(one, pace);
+        return;
+      }
       queue.push(one);
       if (size === 1) startNext();
       else gather();
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
-      const otherwise = pace && (await orReturned(attempts, () => pace.turn(one, attempts))); // before it has the gate alone
-      if (otherwise && suspects.delete(one)) leave(one, otherwise);
+      const otherwise = await inTime([one], [attempts]); // before it has the gate alone
+      if (otherwise[0] && suspects.delete(one)) leave(one, otherwise[0]);
       if (!suspects.has(one)) return;
       const entrance = await point("waiting for a turn to run alone", gate.enterAlone(participant));
       if (!suspects.delete(one)) {
@@ -113,7 +125,7 @@ export function openTurns(
   function stop(): void {
     stopped = true;
     pace?.stop();
-    for (const one of queue.splice(0)) leave(one, returned(one.entry?.attempts ?? noAttempts.attempts));
+    for (const one of queue.splice(0)) leave(one, returned(attemptsOf(one)));
     for (const [one, attempts] of suspects) leave(one, returned(attempts));
     suspects.clear();
   }
@@ -121,19 +133,23 @@ export function openTurns(
   function startNext(): void {
     if (starting || stopped) return; // a handler that ends at once comes back here
     starting = true;
-    const has = () => queue.length > 0 && running < consumer.concurrency && gate.admits(handlerMs) && !breaker?.holds;
-    while (has() && !isBusy()) {
+    while (queue.length > 0 && mayStart() && !isBusy()) {
       const one = queue.shift() as Held;
-      if (pace) void inPace(pace, withCompany(one));
-      else if (size > 1) startThese(withCompany(one));
+      if (pace?.byKey) startByKey(one, pace);
+      else if (size > 1 || pace) startThese(withCompany(one));
       else startThis(one);
     }
     starting = false;
   }
 
+  function mayStart(): boolean {
+    return running < consumer.concurrency && gate.admits(handlerMs) && !breaker?.holds;
+  }
+
   function startThese(batch: readonly Held[]): void {
     const [one, another] = batch;
-    if (another) void startBatch(batch);
+    if (pace && !batch.every(pace.lets)) void startInTime(batch);
+    else if (another) void startBatch(batch);
     else if (one) startThis(one);
   }
 
@@ -160,31 +176,85 @@ export function openTurns(
   }
 
   /** They have a place of the consumer's while they wait, or several that have been let in would start one upon the other. */
-  async function inPace(pace: Pace, batch: readonly Held[]): Promise<void> {
-    const known = batch.map((one) => one.entry?.attempts ?? noAttempts.attempts);
+  async function startInTime(batch: readonly Held[]): Promise<void> {
     running += 1;
     waiting += 1;
-    const turns = batch.map((one, n) => {
-      const before = known[n] ?? noAttempts.attempts;
-      return orReturned(before, () => pace.turn(one, before));
-    });
-    const otherwise = await Promise.all(turns);
+    const otherwise = await inTime(batch, batch.map(attemptsOf));
     running -= 1;
     waiting -= 1;
-    const over = isOver();
-    const letIn = batch.filter((one, n) => {
-      const outcome = otherwise[n] ?? (over ? returned(known[n] ?? noAttempts.attempts) : undefined);
-      if (outcome) leave(one, outcome);
-      return !outcome;
-    });
-    if (gate.admits(handlerMs) && !breaker?.holds) startThese(letIn);
+    const letIn = batch.filter((_, n) => !otherwise[n]);
+    if (mayStart()) startThese(letIn);
     else queue.unshift(...letIn); // others have the places, or one of them runs alone
+    for (const [n, one] of batch.entries()) if (otherwise[n]) leave(one, otherwise[n]);
+    startNext();
+  }
+
+  /** Waits until messages may be started, all at once. Answers for each how it leaves where it may not. */
+  async function inTime(
+    batch: readonly Held[],
+    attempts: readonly Attempts[],
+    ms = pace?.byKey ? slotWaitMs : Infinity,
+  ): Promise<(Outcome | undefined)[]> {
+    if (!pace) return [];
+    const outcomes = batch.map((): Outcome | undefined => undefined);
+    const late = () => [...batch.keys()].filter((n) => !outcomes[n] && !pace.lets(batch[n] as Held));
+    const take = async (n: number) => {
+      const [one, before] = [batch[n] as Held, attempts[n] ?? noAttempts.attempts];
+      const taking = async () => (await pace.find(one, before)) ?? (await pace.take(one, before, ms));
+      outcomes[n] = (await orReturned(before, taking)) ?? outcomes[n];
+      if (!outcomes[n]) await pace.until(one);
+      if (isOver()) outcomes[n] ??= returned(before);
+    };
+    for (let some = late(); some.length > 0; some = late()) await Promise.all(some.map(take));
+    return outcomes;
+  }
+
+  async function findLimit(one: Held, pace: Pace): Promise<void> {
+    const before = attemptsOf(one);
+    const otherwise = await orReturned(before, () => pace.find(one, before));
+    if (otherwise || stopped) leave(one, otherwise ?? returned(before));
+    else {
+      queue.push(one);
+      startNext();
+    }
+  }
+
+  /** One that is over its limit asks without taking a place, and one that waits for its slot gives it back meanwhile. */
+  function startByKey(one: Held, pace: Pace): void {
+    if (pace.lets(one)) startThis(one);
+    else void setAside(one, pace);
+  }
+
+  async function setAside(one: Held, pace: Pace): Promise<void> {
+    const before = attemptsOf(one);
+    const ms = aside < mostAside ? slotWaitMs : 0;
+    const place = pace.isOver(one, ms) ? 0 : 1;
+    running += place;
+    waiting += place;
+    aside += 1 - place;
+    const otherwise = await orReturned(before, () => pace.take(one, before, ms));
+    running -= place;
+    waiting -= place;
+    if (place > 0 && !otherwise && mayStart() && pace.lets(one)) {
+      startThis(one);
+      return;
+    }
+    aside += place;
+    startNext();
+    if (!otherwise) await pace.until(one);
+    aside -= 1;
+    if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
+    else {
+      queue.unshift(one);
+      startNext();
+    }
   }
 
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
   async function startAgain(one: Held, before: Attempts, alone: boolean, inPlace = 0): Promise<void> {
     running += 1; // it has its place from now on
-    const otherwise = await orReturned(before, () => announce(one, before, alone));
+    let otherwise = await orReturned(before, () => announce(one, before, alone));
+    if (inPlace === 0 && !otherwise) [otherwise] = await inTime([one], [before], alone ? slotWaitMs : undefined);
     running -= 1;
     if (otherwise || isOver() || breaker?.holds) leave(one, otherwise ?? returned(before));
     else start(one, before, inPlace);
@@ -264,7 +334,8 @@ export function openTurns(
     const batch = [one];
     if (size === 1 || isApart(one)) return batch;
     for (let at = 0; at < queue.length && batch.length < size; ) {
-      if (isApart(queue[at] as Held)) at += 1;
+      const other = queue[at] as Held;
+      if (isApart(other) || pace?.lets(other) !== pace?.lets(one)) at += 1;
       else batch.push(...queue.splice(at, 1));
     }
     return batch;
@@ -286,6 +357,11 @@ export function openTurns(
       isOurs,
       announce: (members) =>
         Promise.all(members.map(({ one, before }) => orReturned(before, () => announce(one, before, false)))),
+      inTime: (members) =>
+        inTime(
+          members.map(({ one }) => one),
+          members.map(({ before }) => before),
+        ),
       ended(outcomes) {
         took(now() - since, outcomes.length);
         since = now();
@@ -302,6 +378,10 @@ export function openTurns(
   function isOver(): boolean {
     return stopped || now() >= clock.budget.stopAt;
   }
+}
+
+function attemptsOf({ entry }: Held): Attempts {
+  return entry?.attempts ?? noAttempts.attempts;
 }
 
 /** Whether a message is started without company: it failed in a batch, of which nobody could say who broke it. */

@@ -244,8 +244,12 @@ function rateLimitOf<M>(
 ): NonNullable<ConsumerDefinition["rateLimit"]> {
   assertCounts({ "rateLimit.messages": messages, "rateLimit.burst": burst }, what);
   const perMs = toMs(per, `${what}, rateLimit.per`);
-  if (perMs < 1)
-    throw new SortieError("invalid-definition", `${what}: expected rateLimit.per to be a time, got ${per}`);
+  if (!(perMs >= 100)) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected rateLimit.per of 100 ms or more, which is what timers can keep to, got ${perMs} ms; for as fast a rate take a longer time and more messages`,
+    );
+  }
   return { perMs, everyMs: perMs / messages, burst, ...keyOf(key, `${what}: expected rateLimit.key`) };
 }
 

@@ -38,9 +38,12 @@ export const longestInvocationMs = 15 * 60_000;
 /** Retries sooner than this stay with their consumer. */
 export const parkFromMs = 5_000;
 
-/** Whether a consumer's far retries are parked: without a limit on what may be outstanding they hinder nobody. */
-export function parks({ maxAckPending }: ConsumerDefinition): boolean {
-  return maxAckPending !== -1;
+/**
+ * Whether a consumer's far retries are parked. Without a limit on what may be outstanding they hinder nobody, but for what a
+ * busy key puts off: that may be all of a backlog, which the server would go through time and again.
+ */
+export function parks({ maxAckPending, rateLimit }: ConsumerDefinition): boolean {
+  return maxAckPending !== -1 || rateLimit?.key !== undefined;
 }
 
 /** Where the attempts at one message are kept. */

@@ -21,7 +21,12 @@ export async function pauseConsumer(connection: Connection, consumer: Named, unt
 }
 
 /** Lets the server hand out messages of a consumer again that was paused until then by us: by someone else, it stays so. */
-export async function resumeConsumer(connection: Connection, consumer: Named, until: number, ms: number): Promise<void> {
+export async function resumeConsumer(
+  connection: Connection,
+  consumer: Named,
+  until: number,
+  ms: number,
+): Promise<void> {
   const paused = await pausedUntil(connection, consumer, ms);
   if (paused === Math.trunc(until)) await setPause(connection, consumer, Date.now(), ms);
 }

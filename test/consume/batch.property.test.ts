@@ -76,6 +76,7 @@ describe("whatever the messages of a batch do", () => {
               holds: () => false,
               isOurs: () => true,
               announce: () => Promise.reject(new Error("each start is known to be the first")),
+              inTime: async () => [],
               ended: () => {},
               leave: ({ delivery: { sequence } }, outcome) => {
                 left.set(sequence, [...(left.get(sequence) ?? []), outcome]);

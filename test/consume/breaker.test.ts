@@ -145,7 +145,9 @@ describe("a circuit breaker", () => {
     for (let n = 0; n < 5; n++) await system.publish("jobs.a", "no job");
     await system.publish("jobs.a", { n: 1 });
     await system.publish("jobs.a", { n: 2 });
-    expect((await system.invoke()).consumers).toMatchObject([{ pulled: 6, deadLettered: 5, retried: 1, ended: "open" }]);
+    expect((await system.invoke()).consumers).toMatchObject([
+      { pulled: 6, deadLettered: 5, retried: 1, ended: "open" },
+    ]);
     expect(other.starts).toEqual([1]);
     other.up = true;
     await expect.poll(async () => (await system.invoke()).consumers[0]?.breaker).toBe("closed");

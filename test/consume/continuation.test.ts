@@ -47,7 +47,7 @@ describe("planContinuation", () => {
 });
 
 describe("planRemainder", () => {
-  const known = { ended: "budget", waiting: {}, putOff: [], asked: undefined, maxAckPending: -1, now: 1_000 } as const;
+  const known = { isHeld: false, waiting: {}, putOff: [], asked: undefined, maxAckPending: -1, now: 1_000 } as const;
   const late = { dueAt: 900, outstanding: true };
   const soon = { dueAt: 1_500.2, outstanding: true };
   const parked = { dueAt: 9_000, outstanding: false };
@@ -74,7 +74,7 @@ describe("planRemainder", () => {
   it("finds nothing to do at a consumer that is full, or could not be pulled from", () => {
     const full = { ...known, waiting: { own: 7 }, putOff: [soon], maxAckPending: 1 };
     expect(planRemainder(full)).toEqual({ lag: 8, nextDueIn: 501, ready: 0 });
-    expect(planRemainder({ ...known, ended: "failed", waiting: { own: 7 } })).toEqual({ lag: 7, ready: 0 });
+    expect(planRemainder({ ...known, isHeld: true, waiting: { own: 7 } })).toEqual({ lag: 7, ready: 0 });
   });
 });
 
