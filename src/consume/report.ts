@@ -24,8 +24,8 @@ export interface ConsumerReport {
    * Messages that the consumer still has to deliver, or to be told about (`num_pending + num_ack_pending`). With `onMore`,
    * and where the time was over, it is the server's own count, taken while the last settlements were on their way. Else it
    * is what this invocation knows: what waited when it was last told (0 where it `ended` as `drained`), and what it handed
-   * back or put off itself; what other invocations have in hand is not in it. Left out where nothing is known. What is
-   * parked is in the lag of no consumer of yours.
+   * back or put off itself; what other invocations have in hand is not in it. Where it `ended` as `held` it is the
+   * server's count of before. Left out where nothing is known. What is parked is in the lag of no consumer of yours.
    */
   lag?: number;
   /**
@@ -38,9 +38,11 @@ export interface ConsumerReport {
   more: boolean;
   /**
    * `drained`: nothing was left to pull. `budget`: the time was over. `limited`: its rate limit lets nothing more be started
-   * within the time. `open`: its circuit breaker was, or is being tried by another invocation. `failed`: it could not pull.
+   * within the time. `open`: its circuit breaker was, or is being tried by another invocation. `held`: the server had nothing
+   * for it as the consumer is paused, or as many deliveries were unsettled elsewhere as may be (`maxAckPending`). `failed`: it
+   * could not pull.
    */
-  ended: "drained" | "budget" | "limited" | "open" | "failed";
+  ended: "drained" | "budget" | "limited" | "open" | "held" | "failed";
   /** The state of its circuit breaker at the end, where it has one. */
   breaker?: "closed" | "open" | "half-open";
   /** What someone has to see to: why it could not pull, or count attempts. */

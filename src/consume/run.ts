@@ -1,4 +1,5 @@
 import { SortieError, textOf } from "../errors.ts";
+import { type ConsumerInfo, consumerInfo, isFull } from "../nats/consumer-info.ts";
 import { openPuller } from "../nats/pull.ts";
 import { pause, point, within } from "../nats/within.ts";
 import { maxPayloadOf } from "../publish/publish.ts";
@@ -58,13 +59,17 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
 
   let ends: PromiseSettledResult<"drained" | "budget">[] = [];
   let entry: Entry | undefined;
+  let first: Promise<ConsumerInfo | undefined> | undefined;
   try {
     entry = breaker ? await breaker.enter() : "all";
     if (breaker && entry === "probe") {
       for (const source of sources) await probe(source, breaker);
       entry = (await breaker.probed()) ? "all" : "nothing";
     }
-    if (entry === "all") ends = await Promise.allSettled(sources.map((source) => pull(source)));
+    if (entry === "all") {
+      first = lookUp(binding, shared); // in one flight with the first pull
+      ends = await Promise.allSettled(sources.map((source) => pull(source)));
+    }
   } catch (reason) {
     ends = [{ status: "rejected", reason }];
   }
@@ -79,13 +84,24 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   else if (breaker && breaker.state !== "closed") report.ended = "open";
   else if (pace?.over) report.ended = "limited";
   else if (drained) report.ended = "drained";
+  const found = report.ended === "drained" && report.pulled === 0 ? await first : undefined;
+  const held = found && (found.paused || isFull(found)) ? { info: found, unsettled: 0 } : undefined;
+  if (held) report.ended = "held";
   const isPaced = report.ended === "limited" && pace !== undefined && pace.next <= now() + slotWaitMs;
   const isHeld = !isPaced && report.ended !== "drained" && report.ended !== "budget";
-  const { ready, ...known } = left.sum(isHeld, await asked);
+  const { ready, ...known } = left.sum(isHeld, (await asked) ?? held);
   Object.assign(report, { ...known, more: ready > 0 });
   // more invocations at the same time do not make a rate limit let through more
   shared.left?.({ ready: isPaced ? Math.min(ready, report.acked) : ready, done: report.acked });
   return report;
+}
+
+/** Asks what the server knows of a consumer; undefined where it does not say. */
+async function lookUp({ consumer }: Binding, { connection, clock }: Circumstances): Promise<ConsumerInfo | undefined> {
+  const ms = Math.min(silenceMs, clock.budget.settleBy - clock.now());
+  const named = { stream: consumer.stream.name, consumer: consumer.name };
+  const info = await consumerInfo(connection, named, ms).catch(() => undefined);
+  return info?.error ? undefined : info;
 }
 
 /** Pulls from one source whenever the hand has room for more, until nothing is left there or the time is over. */

@@ -9,8 +9,10 @@ import {
   type Observed,
   observe,
   type Place,
+  type Prepared,
   prepare,
   recordPlaces,
+  remove,
   strike,
   untilQuiet,
 } from "./harness.ts";
@@ -55,7 +57,6 @@ const elsewhere = new Map([
   ["removing a message", "the server gives up on none: its max_deliver is unlimited"],
   ["reading a message that the server gave up on", "as before"],
   ["waiting to pull again", "only while the server cannot be pulled from"],
-  ["looking the consumer up", "only where it does not answer"],
   ["waiting for a leader", "one server leads always"],
   ["looking for a stream", "only where nobody takes what is published"],
 ]);
@@ -89,11 +90,17 @@ function knownPoints(): RegExp[] {
 /** Strikes one invocation, lets others carry on until all is quiet, and looks at what the server holds. */
 async function survives(place: Place, fault: Fault, together: number): Promise<string | undefined> {
   const observed = fault === "restart" ? await observe(await startNatsServer()) : shared;
+  const all: Prepared[] = [];
+  const start = async () => {
+    const prepared = await prepare(observed, `${++runs}`, folder, { together, suspect: true });
+    all.push(prepared);
+    return prepared;
+  };
   try {
-    let prepared = await prepare(observed, `${++runs}`, folder, { together, suspect: true });
+    let prepared = await start();
     for (let tries = 1; !(await strike(prepared, place, fault)); tries++) {
       if (tries === 3) return "the invocation did not come there";
-      prepared = await prepare(observed, `${++runs}`, folder, { together, suspect: true });
+      prepared = await start();
     }
     await untilQuiet(prepared);
     await expectInvariants(prepared);
@@ -101,7 +108,8 @@ async function survives(place: Place, fault: Fault, together: number): Promise<s
   } catch (error) {
     return String(error instanceof Error ? error.message : error);
   } finally {
-    if (observed !== shared) {
+    if (observed === shared) for (const one of all) await remove(one);
+    else {
       await observed.tcp.close();
       await observed.server.stop();
     }

@@ -185,6 +185,13 @@ export async function outstanding({ jsm, worker, jobs }: Prepared): Promise<numb
   return infos.reduce((sum, { num_pending, num_ack_pending }) => sum + num_pending + num_ack_pending, 0);
 }
 
+/** Takes a run off its server, where there are thousands. */
+export async function remove({ jsm, worker, jobs, results, dead }: Prepared): Promise<void> {
+  const { streams, consumers } = await jsm();
+  for (const { name } of [jobs, results, dead]) await streams.delete(name);
+  await consumers.delete("SORTIE_PARKED", companionOf(worker));
+}
+
 /** How often a handler was started for each message, and with which attempts. */
 export function startsIn({ log, numbers }: Prepared): Map<number, number[]> {
   const starts = new Map<number, number[]>(numbers.map((n) => [n, []]));

@@ -630,10 +630,10 @@ describe("what is not there", () => {
     await publish("jobs.a", { n: 1 });
     await publish("jobs.a", { n: 2 });
     await (await system.js.consumers.get("JOBS", "worker")).next({ expires: 5_000 }); // holds the only place
-    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 0, ended: "drained" });
+    expect((await invoke()).consumers[0]).toMatchObject({ pulled: 0, ended: "held" });
     await system.jsm.consumers.pause("JOBS", "worker", new Date(Date.now() + 60_000));
     const { ms, consumers } = await invoke();
-    expect(consumers[0]).toMatchObject({ pulled: 0, ended: "drained" });
+    expect(consumers[0]).toMatchObject({ pulled: 0, ended: "held" });
     expect(ms).toBeLessThan(1_000);
   });
 });

@@ -354,3 +354,24 @@ describe("a lease that was lost", () => {
     expect((await system.jsm.streams.info("JOBS")).state.messages).toBe(0);
   });
 });
+
+describe("a consumer of which the server gives nothing", () => {
+  it.each([-1, 100])("as it is paused is told so, with its lag; limited to %s", async (maxAckPending) => {
+    system = await start({ maxAckPending });
+    await publish(5);
+    await system.jsm.consumers.pause("JOBS", "worker", new Date(Date.now() + 60_000));
+    const { consumers } = await system.invoke();
+    expect(consumers).toMatchObject([{ pulled: 0, ended: "held", lag: 5, more: false }]);
+    expect(consumers[0]).not.toHaveProperty("error");
+    await system.jsm.consumers.resume("JOBS", "worker");
+    expect((await system.invoke()).consumers).toMatchObject([{ acked: 5, ended: "drained", lag: 0 }]);
+  });
+
+  it("as others have as much in hand as may be is told so, with its lag", async () => {
+    system = await start({ maxAckPending: 2 });
+    await publish(5);
+    const taken = await (await system.js.consumers.get("JOBS", "worker")).fetch({ max_messages: 2 });
+    for await (const message of taken) message.working();
+    expect((await system.invoke()).consumers).toMatchObject([{ pulled: 0, ended: "held", lag: 5, more: false }]);
+  });
+});
