@@ -16,9 +16,11 @@ import {
   strike,
   untilQuiet,
 } from "./harness.ts";
+import type { ScenarioOptions } from "./scenario.ts";
 
 // npm run chaos: all faults at every place, at its first time and at one in the middle. Within npm test: every point with
-// one fault, at its first time; with batches, those that concern these.
+// one fault, at its first time; with batches, and with what invocations agree on,
+// those that concern these.
 const full = process.env.CHAOS === "full";
 const faults: Fault[] = ["kill", "freeze", "cut", "restart"];
 const atOnce = 12;
@@ -45,15 +47,15 @@ const ofBatches = [
   "publishing what the handler wants published",
 ];
 
+/** Those that are there where invocations have to agree. */
+const ofAgreeing = /rate limit|circuit breaker|the keys that were handled|pausing a consumer/;
+
 /** Points that no invocation of the scenarios comes to, and why. */
 const elsewhere = new Map([
   ["waiting for the connection's end", "nobody goes on: fan-out.test.ts has that"],
   ["waiting for the server to see that", "nor here"],
   ["asking for more invocations", "nor here"],
   ["waiting for the last to be settled", "what is left is asked for those that go on"],
-  ["waiting for a rate limit", "the consumer has none: crowd.test.ts has that"],
-  ["waiting for the probe of a circuit breaker", "nor a breaker: crowd.test.ts again"],
-  ["pausing a consumer", "a breaker does that"],
   ["removing a message", "the server gives up on none: its max_deliver is unlimited"],
   ["reading a message that the server gave up on", "as before"],
   ["waiting to pull again", "only while the server cannot be pulled from"],
@@ -68,6 +70,13 @@ const namedApart = [
   "reading the attempts at a message",
   "writing the attempts at a message",
   "removing the attempts at a message",
+  "reading what is left of a rate limit",
+  "writing what is left of a rate limit",
+  "reading the state of a circuit breaker",
+  "writing the state of a circuit breaker",
+  "reading the keys that were handled",
+  "writing the keys that were handled",
+  "removing the keys that were handled",
 ];
 
 /** The names of the waits in the source, as patterns of what a victim calls them: what is in quotes differs. */
@@ -88,11 +97,11 @@ function knownPoints(): RegExp[] {
 }
 
 /** Strikes one invocation, lets others carry on until all is quiet, and looks at what the server holds. */
-async function survives(place: Place, fault: Fault, together: number): Promise<string | undefined> {
+async function survives(place: Place, fault: Fault, options: ScenarioOptions): Promise<string | undefined> {
   const observed = fault === "restart" ? await observe(await startNatsServer()) : shared;
   const all: Prepared[] = [];
   const start = async () => {
-    const prepared = await prepare(observed, `${++runs}`, folder, { together, suspect: true });
+    const prepared = await prepare(observed, `${++runs}`, folder, { ...options, suspect: true });
     all.push(prepared);
     return prepared;
   };
@@ -118,36 +127,47 @@ async function survives(place: Place, fault: Fault, together: number): Promise<s
 
 describe("an invocation that is struck at any point", () => {
   it.each([
-    ["messages", 1],
-    ["batches", 4],
-  ])("keeps every invariant, as the server bears out: with %s", { timeout: 1_800_000 }, async (what, together) => {
-    const recorded = await recordPlaces(await prepare(shared, `record_${what}`, folder, { together, suspect: true }));
-    const reached = new Set(recorded.map(({ place }) => place.point));
-    if (together === 1) reached.add("waiting to start a part of a batch"); // there is none
-    const never = knownPoints().filter((known) => ![...reached].some((point) => known.test(point)));
-    expect(never, `points that are never struck, of those that are: ${[...reached].join(", ")}`).toEqual([]);
-    const seen = new Set<string>();
-    const places = recorded.flatMap(({ place, times }) => {
-      const name = `${place.phase} ${place.point}`;
-      const isNew = !seen.has(name);
-      seen.add(name);
-      if (!full) return isNew && (together === 1 || ofBatches.includes(place.point)) ? [place] : [];
-      return times > 1 ? [place, { ...place, nth: Math.floor(times / 2) }] : [place];
-    });
-    const cases = places.flatMap((place, index) =>
-      (full ? faults : [faults[index % faults.length] as Fault]).map((fault) => ({ place, fault })),
-    );
-    const broken: string[] = [];
-    const next = cases[Symbol.iterator]();
-    const strikeOn = async () => {
-      for (const { place, fault } of next) {
-        const wrong = await survives(place, fault, together);
-        const { stage, phase, point, nth } = place;
-        if (wrong) broken.push(`${fault} ${phase} ${point} (invocation ${stage + 1}, time ${nth + 1}): ${wrong}`);
-      }
-    };
-    await Promise.all(Array.from({ length: atOnce }, strikeOn));
-    console.log(`${cases.length} strikes at ${seen.size} points, with ${what}`);
-    expect(broken).toEqual([]);
-  });
+    ["messages", {}, () => true],
+    ["batches", { together: 4 }, (point: string) => ofBatches.includes(point)],
+    ["what they agree on", { agreeing: true }, (point: string) => ofAgreeing.test(point)],
+  ])(
+    "keeps every invariant, as the server bears out: with %s",
+    { timeout: 1_800_000 },
+    async (what, options, concerns) => {
+      const run = `record_${what.replaceAll(" ", "_")}`;
+      const recorded = await recordPlaces(await prepare(shared, run, folder, { ...options, suspect: true }));
+      const reached = new Set(recorded.map(({ place }) => place.point));
+      const { together, agreeing } = { together: 1, agreeing: false, ...options };
+      const never = knownPoints().filter(
+        (known) =>
+          (together > 1 || !known.test("waiting to start a part of a batch")) &&
+          ofAgreeing.test(known.source) === agreeing &&
+          ![...reached].some((point) => known.test(point)),
+      );
+      expect(never, `points that are never struck, of those that are: ${[...reached].join(", ")}`).toEqual([]);
+      const seen = new Set<string>();
+      const places = recorded.flatMap(({ place, times }) => {
+        const name = `${place.phase} ${place.point}`;
+        const isNew = !seen.has(name);
+        seen.add(name);
+        if (!full) return isNew && concerns(place.point) ? [place] : [];
+        return times > 1 ? [place, { ...place, nth: Math.floor(times / 2) }] : [place];
+      });
+      const cases = places.flatMap((place, index) =>
+        (full ? faults : [faults[index % faults.length] as Fault]).map((fault) => ({ place, fault })),
+      );
+      const broken: string[] = [];
+      const next = cases[Symbol.iterator]();
+      const strikeOn = async () => {
+        for (const { place, fault } of next) {
+          const wrong = await survives(place, fault, options);
+          const { stage, phase, point, nth } = place;
+          if (wrong) broken.push(`${fault} ${phase} ${point} (invocation ${stage + 1}, time ${nth + 1}): ${wrong}`);
+        }
+      };
+      await Promise.all(Array.from({ length: atOnce }, strikeOn));
+      console.log(`${cases.length} strikes at ${seen.size} points, with ${what}`);
+      expect(broken).toEqual([]);
+    },
+  );
 });

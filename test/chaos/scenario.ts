@@ -23,6 +23,11 @@ export function fateOf(n: number): Fate {
   return (["publishes", "fails once", "fails for good", "times out once", "succeeds"] as const)[n % 5] as Fate;
 }
 
+/** What messages are handled once by, where invocations have to agree: two of those that publish nothing are the same. */
+export function keyOf(n: number): number {
+  return n === 14 ? 4 : n;
+}
+
 /**
  * As many messages as one likes, most of which simply publish. Each strike is an attempt of those whose publish it cuts off,
  * so that there are more of them.
@@ -64,13 +69,15 @@ export interface ScenarioOptions {
   readonly attempts?: number;
   /** How many messages a handler takes at once. @default 1 */
   readonly together?: number;
+  /** Whether invocations have to agree: on a rate, on keys, and on a circuit breaker that opens now and then. @default no */
+  readonly agreeing?: boolean;
   /** A message from whose handler nobody returns. */
   readonly poisonous?: { readonly n: number; readonly kill: () => unknown };
 }
 
 /** An app over streams that are named for one run of the harness. Each start of a handler is a line of the file `log`. */
 export function scenario(run: string, log: string, options: ScenarioOptions = {}) {
-  const { fate = fateOf, concurrency = 5, attempts = 3, together = 1, poisonous } = options;
+  const { fate = fateOf, concurrency = 5, attempts = 3, together = 1, agreeing = false, poisonous } = options;
   const jobs = defineStream(`JOBS_${run}`, { subjects: { [`jobs.${run}`]: Job }, retention: "workqueue" });
   const results = defineStream(`RESULTS_${run}`, { subjects: { [`results.${run}.*.*`]: Numbered } });
   const dead = defineStream(`DEAD_${run}`, { captures: [`dead.${run}`] });
@@ -81,6 +88,11 @@ export function scenario(run: string, log: string, options: ScenarioOptions = {}
     maxAckPending: 100, // so that late retries are parked
     retry: { attempts, backoff: fixed(50), rules: [{ on: OnceMore, do: { inPlace: 1 } }] },
     deadLetter: `dead.${run}`,
+    ...(agreeing && {
+      rateLimit: { messages: 50, per: "1s" },
+      breaker: { failureRatio: 0.4, minimum: 5, window: "2s", openFor: "200ms" },
+      idempotency: { key: ({ data }) => `${keyOf(data.n)}`, ttl: "1h" },
+    }),
   });
   type Start = Pick<Message<string, { n: number }>, "data" | "attempt">;
   type Context = Pick<HandlerContext<typeof results>, "publish">;

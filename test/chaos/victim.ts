@@ -16,12 +16,24 @@ export interface Orders {
   readonly poison?: { readonly n: number; readonly by: "exit" | "loop" | "memory" };
   /** How many messages a handler takes at once. @default 1 */
   readonly together?: number;
+  /** Whether invocations have to agree. @default no */
+  readonly agreeing?: boolean;
   /** One invocation after the other, until it is ended. */
   readonly soak?: boolean;
 }
 
 const control = 3; // a socket of the harness: what it writes there is waited for, with everything else standing still
-const { url, run, log, budgetMs, strike, poison, together = 1, soak }: Orders = JSON.parse(process.argv[2] ?? "");
+const {
+  url,
+  run,
+  log,
+  budgetMs,
+  strike,
+  poison,
+  together = 1,
+  agreeing = false,
+  soak,
+}: Orders = JSON.parse(process.argv[2] ?? "");
 const times = new Map<string, number>();
 
 crashPoints.reached = (what, phase) => {
@@ -45,7 +57,7 @@ const kills = {
 };
 const { app } = soak
   ? scenario(run, log, inSoak)
-  : scenario(run, log, { together, ...(poison && { poisonous: { n: poison.n, kill: kills[poison.by] } }) });
+  : scenario(run, log, { together, agreeing, ...(poison && { poisonous: { n: poison.n, kill: kills[poison.by] } }) });
 
 async function once() {
   const { streams, bindings } = app;
