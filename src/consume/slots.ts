@@ -1,4 +1,4 @@
-import { longestInvocationMs } from "../define/own.ts";
+import { longestInvocationMs, longestPutOffMs } from "../define/own.ts";
 
 /** When starts may come under a rate limit: one every `everyMs`, and `burst` at once after a rest. */
 export interface Rate {
@@ -25,9 +25,6 @@ export interface Ask {
 /** What is answered to each: when it may start, or, where that would be too late, when to come again. */
 export type Slot = { readonly at: number } | { readonly again: number };
 
-/** Nobody is put off for longer: a limit may be loosened meanwhile. */
-const longestLineMs = 3_600_000;
-
 /**
  * Grants starts of which none comes before its time (a leaky bucket, by the time at which it is next empty: GCRA). Who is put
  * off comes again in line with the others; while there are some in it, who asks for the first time is given what nobody has
@@ -41,7 +38,7 @@ export function planSlots(
 ): Paced & { readonly slots: readonly Slot[] } {
   // nobody takes slots beyond the end of its invocation: what is further off was written by a clock that is wrong
   const known = next <= now + longestInvocationMs + everyMs ? next : 0;
-  let last = line <= now + longestLineMs ? line : 0;
+  let last = line <= now + longestPutOffMs ? line : 0;
   let unused = last <= now ? Infinity : known <= now - everyMs ? Math.max(1, burst - 1) : 0;
   let at = Math.max(known, now - (burst - 1) * everyMs);
   const granted = asks.map(({ fresh, latest }): { at: number } | undefined => {
@@ -52,7 +49,7 @@ export function planSlots(
   });
   const slots = granted.map((slot): Slot => {
     if (slot) return slot;
-    last = Math.min(Math.max(last + everyMs, at), now + longestLineMs);
+    last = Math.min(Math.max(last + everyMs, at), now + longestPutOffMs);
     return { again: last };
   });
   return { slots, next: at, line: last };

@@ -35,6 +35,9 @@ const exhaustedStream = "SORTIE_EXHAUSTED";
 /** No platform lets a function run for longer; what one has begun and not ended by then, it never will. */
 export const longestInvocationMs = 15 * 60_000;
 
+/** Nobody is put off by a rate limit for longer at a time: it may be loosened meanwhile. */
+export const longestPutOffMs = 3_600_000;
+
 /** Retries sooner than this stay with their consumer. */
 export const parkFromMs = 5_000;
 
@@ -126,9 +129,12 @@ export function ownStreams(consumers: readonly ConsumerDefinition[], fanOut?: Fa
   const keptMs = consumers.flatMap(({ idempotency }) => idempotency?.ttlMs ?? []);
   if (keptMs.length > 0) streams.push(recordsOf(keysStream, "sortie.keys.>", Math.max(...keptMs, longestInvocationMs)));
   if (consumers.some(({ breaker }) => breaker)) streams.push(recordsOf(breakersStream, "sortie.breakers.>", 0));
-  const periodsMs = consumers.flatMap(({ rateLimit }) => rateLimit?.perMs ?? []);
-  if (periodsMs.length > 0)
-    streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...periodsMs, longestInvocationMs)));
+  // by then what was used is there again, and who was put off has come
+  const restedMs = consumers.flatMap(({ rateLimit: rate }) =>
+    rate ? Math.max(rate.perMs, rate.burst * rate.everyMs) : [],
+  );
+  if (restedMs.length > 0)
+    streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...restedMs, longestPutOffMs)));
   if (fanOut) streams.push(recordsOf(placesStream, placesSubject, 2 * longestInvocationMs)); // by then all of it has lapsed
   if (consumers.some(parks))
     streams.push({ ...base, name: parkedStream, subjects: [parkedSubject("*", "*", "*", "*")] });
