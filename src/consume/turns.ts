@@ -182,6 +182,7 @@ export function openTurns(
     const otherwise = await inTime(batch, batch.map(attemptsOf));
     running -= 1;
     waiting -= 1;
+    if (isOver()) for (const [n, one] of batch.entries()) otherwise[n] ??= returned(attemptsOf(one));
     const letIn = batch.filter((_, n) => !otherwise[n]);
     if (mayStart()) startThese(letIn);
     else queue.unshift(...letIn); // others have the places, or one of them runs alone
@@ -235,7 +236,7 @@ export function openTurns(
     const otherwise = await orReturned(before, () => pace.take(one, before, ms));
     running -= place;
     waiting -= place;
-    if (place > 0 && !otherwise && mayStart() && pace.lets(one)) {
+    if (place > 0 && !otherwise && !isOver() && mayStart() && pace.lets(one)) {
       startThis(one);
       return;
     }
