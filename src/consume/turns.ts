@@ -281,7 +281,7 @@ export function openTurns(
   }
 
   function start(one: Held, before: Attempts, inPlace = 0): void {
-    if (!isOurs(one)) {
+    if (!isOurs(one) || (inPlace === 0 && isLate())) {
       leave(one, returned(before));
       return;
     }
@@ -373,6 +373,11 @@ export function openTurns(
     running -= 1;
     gate.handled();
     startNext();
+  }
+
+  /** It would be cut off, as far as is known, as where it had to wait for its turn: an attempt for nothing. */
+  function isLate(): boolean {
+    return now() + (handlerMs ?? 0) > clock.budget.abandonAt;
   }
 
   /** A timer says so as well, but not while handlers keep the function busy. */
