@@ -132,7 +132,7 @@ describe("an invocation that is struck at any point", () => {
     ["what they agree on", { agreeing: true }, (point: string) => ofAgreeing.test(point)],
   ])(
     "keeps every invariant, as the server bears out: with %s",
-    { timeout: 1_800_000 },
+    { timeout: 3_600_000 },
     async (what, options, concerns) => {
       const run = `record_${what.replaceAll(" ", "_")}`;
       const recorded = await recordPlaces(await prepare(shared, run, folder, { ...options, suspect: true }));

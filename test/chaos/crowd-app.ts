@@ -3,16 +3,21 @@ import * as z from "zod";
 import { type ConsumerOptions, createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
 
 /** What a crowd of invocations has to agree on. */
-export type Agreement = "keys" | "rate" | "breaker" | "batches";
+export type Agreement = "keys" | "rate" | "rates" | "breaker" | "batches";
 
 const Job = z.object({ n: z.number(), key: z.string() });
 
 export const perSecond = 200;
+export const perSecondAndKey = 40;
 export const openForMs = 2_000;
 export const concurrency = 4;
 
 const limits: Record<Agreement, Partial<ConsumerOptions<string>>> = {
   keys: { idempotency: { ttl: "1h", key: ({ data }) => (data as z.infer<typeof Job>).key } },
+  rates: {
+    rateLimit: { messages: perSecondAndKey, per: "1s", key: ({ data }) => (data as z.infer<typeof Job>).key },
+    maxAckPending: 50, // less than a busy key has waiting
+  },
   rate: { rateLimit: { messages: perSecond, per: "1s" } },
   batches: { retry: { attempts: 6, backoff: fixed(50) } },
   breaker: { breaker: { failureRatio: 0.5, minimum: 20, window: "10s", openFor: openForMs } },

@@ -6,11 +6,11 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { breakerSubject } from "../../src/define/own.ts";
+import { breakerSubject, companionOf, parks } from "../../src/define/own.ts";
 import { connect, disconnect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
-import { type Agreement, concurrency, crowdApp, isBroken, openForMs, perSecond } from "./crowd-app.ts";
+import { type Agreement, concurrency, crowdApp, isBroken, openForMs, perSecond, perSecondAndKey } from "./crowd-app.ts";
 import type { Membership } from "./crowd-member.ts";
 import { type Observed, observe } from "./harness.ts";
 
@@ -95,8 +95,9 @@ async function gather(agreement: Agreement, messages: readonly { n: number; key:
     /** Answers which messages are in the dead letters then. */
     async untilDone() {
       const left = async () => {
-        const { num_pending, num_ack_pending } = await jsm.consumers.info(jobs.name, worker.name);
-        return num_pending + num_ack_pending;
+        const parked = parks(worker) ? [await jsm.consumers.info("SORTIE_PARKED", companionOf(worker))] : [];
+        const infos = [await jsm.consumers.info(jobs.name, worker.name), ...parked];
+        return infos.reduce((sum, { num_pending, num_ack_pending }) => sum + num_pending + num_ack_pending, 0);
       };
       await expect.poll(left, { timeout: 60_000, interval: 100 }).toBe(0);
       expect((await jsm.streams.info(jobs.name)).state.messages).toBe(0);
@@ -181,6 +182,27 @@ describe("eight invocations at a time, each in a process of its own", { timeout:
       `${Math.round(rate)} a second of ${perSecond}, at most ${Math.max(...within)} within one; ${crowd.deaths} deaths`,
     );
   });
+
+  it.each(mortality)(
+    "keep to a rate for each key, and let a busy one keep nobody waiting; dying: %s",
+    async (mortal) => {
+      const greedy = (full ? 10 : 5) * perSecondAndKey;
+      const messages = numbered(greedy + 60, (n) => (n < greedy ? "greedy" : `modest-${n % 3}`));
+      await using crowd = await gather("rates", messages, mortal);
+      expect(await crowd.untilDone()).toEqual([]);
+      const starts = crowd.starts();
+      expect(new Set(starts.map(({ n }) => n)).size).toBe(messages.length);
+      for (const key of new Set(messages.map((message) => message.key))) {
+        const at = starts.filter((start) => start.key === key).map((start) => start.at);
+        const within = at.map((from) => at.filter((time) => time >= from && time < from + 1_000).length);
+        expect(Math.max(...within), key).toBeLessThanOrEqual((perSecondAndKey + 1) * 1.05);
+      }
+      const last = (key: RegExp) => Math.max(...starts.filter((start) => key.test(start.key)).map(({ at }) => at));
+      expect(last(/modest/)).toBeLessThan(last(/greedy/));
+      const took = last(/greedy/) - Math.min(...starts.map(({ at }) => at));
+      console.log(`${Math.round((1_000 * greedy) / took)} a second of ${perSecondAndKey}; ${crowd.deaths} deaths`);
+    },
+  );
 
   it.each(mortality)("start nothing while a breaker is open, beyond what was in flight; dying: %s", async (mortal) => {
     interface News {
