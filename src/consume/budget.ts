@@ -33,7 +33,7 @@ export function planBudget(started: number, deadline: number, roundTripMs?: numb
   };
 }
 
-/** How long round trips take, as TCP estimates it (RFC 6298): one that was slow is forgotten after a while. */
+/** How long round trips take, much as TCP estimates it (RFC 6298): one that was slow is forgotten after a while. */
 export interface RoundTrips {
   readonly smoothedMs: number;
   readonly variationMs: number;
@@ -41,7 +41,7 @@ export interface RoundTrips {
 
 /** The estimate with one more round trip. */
 export function learnt(known: RoundTrips | undefined, ms: number): RoundTrips {
-  if (!known) return { smoothedMs: ms, variationMs: ms / 2 };
+  if (!known) return { smoothedMs: ms, variationMs: ms / 4 };
   const { smoothedMs, variationMs } = known;
   return {
     smoothedMs: smoothedMs + (ms - smoothedMs) / 8,

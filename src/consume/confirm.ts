@@ -49,7 +49,8 @@ export function confirmTogether(connection: Connection, clock: Clock, busy: () =
   let awaited = 0;
 
   function send(): void {
-    if (!gathering || (awaited > 0 && busy())) return;
+    const canWait = awaited > 0 && busy() && clock.now() < clock.budget.abandonAt;
+    if (!gathering || canWait) return;
     const group = gathering;
     gathering = undefined;
     void carryOut(group);

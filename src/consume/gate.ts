@@ -16,7 +16,8 @@ export interface Gate {
   join(participant: Participant): void;
   /**
    * Whether a handler may start beside others. While one waits to run alone, those still may that are likely to end before
-   * those that it waits for: one slow consumer, or a handler that hangs, does not hold up the others.
+   * those that it waits for: one slow consumer, or a handler that hangs, does not hold up the others. When these have ended,
+   * nobody else enters before it has run.
    */
   admits(handlerMs: number | undefined): boolean;
   /** How many handlers of a participant may run, by what others leave, and have to leave, to it. */
@@ -29,10 +30,10 @@ export interface Gate {
   /** Another message for the handler that was let in last: it takes no place, and is inside until it is settled and leaves. */
   accompany(): Entrance;
   /**
-   * Waits until nobody is inside; nobody else enters then before this one leaves. Between two of those that run alone, others
-   * have a turn, as many as there are places.
+   * Waits until nobody is inside, for `ms` at most; nobody else enters then before this one leaves. Between two of those that
+   * run alone, others have a turn, as many as there are places. Undefined where it has to do without.
    */
-  enterAlone(participant: Participant): Promise<Entrance>;
+  enterAlone(participant: Participant, ms: number): Promise<Entrance | undefined>;
   /** Its handler has ended: another one may have the place. */
   handled(): void;
   leave(entrance: Entrance): void;
@@ -59,6 +60,7 @@ export function createGate(now: () => number, most: number): Gate {
   let entrance: Entrance = 1;
   let older = 0; // of those inside, how many the one that waits found there
   let since = 0; // when it did
+  let last = false; // these have ended, and it waits for those that came in meanwhile
   let looking: ReturnType<typeof setTimeout> | undefined;
 
   function admitOne(): void {
@@ -66,6 +68,7 @@ export function createGate(now: () => number, most: number): Gate {
     if (waiting.length === 0) clearTimeout(looking);
     if (!next) return;
     alone = true;
+    last = false;
     inside = 1;
     running += 1;
     next.letIn(entrance);
@@ -104,6 +107,7 @@ export function createGate(now: () => number, most: number): Gate {
     admits(handlerMs = typicalMs) {
       if (alone || running >= most) return false;
       if (waiting.length === 0 || between) return true;
+      if (last) return false;
       // whom it waits for take longer, or have taken so long already that it makes no difference
       return older > 0 && (now() + handlerMs < busyUntil || handlerMs < now() - since);
     },
@@ -124,10 +128,24 @@ export function createGate(now: () => number, most: number): Gate {
       inside += 1;
       return entrance;
     },
-    enterAlone({ priority }) {
-      return new Promise((letIn) => {
+    enterAlone({ priority }, ms) {
+      return new Promise((resolve) => {
+        const letIn = (entered?: Entrance) => {
+          clearTimeout(giveUp);
+          resolve(entered);
+        };
+        const one = { priority, letIn };
+        const giveUp = setTimeout(() => {
+          waiting.splice(waiting.indexOf(one), 1);
+          if (waiting.length === 0) {
+            clearTimeout(looking);
+            last = false;
+          }
+          letIn();
+          if (waiting.length === 0) tell();
+        }, ms);
         const behind = waiting.findIndex((other) => other.priority < priority);
-        waiting.splice(behind < 0 ? waiting.length : behind, 0, { priority, letIn });
+        waiting.splice(behind < 0 ? waiting.length : behind, 0, one);
         if (inside === 0) admitOne();
         else if (waiting.length === 1) waitForThese();
       });
@@ -140,7 +158,10 @@ export function createGate(now: () => number, most: number): Gate {
       inside -= 1;
       if (entered < entrance && older > 0) older -= 1;
       if (inside > 0) {
-        if (waiting.length > 0 && older === 0 && !alone) waitForThese();
+        if (waiting.length > 0 && older === 0 && !alone && !last) {
+          last = true;
+          waitForThese();
+        }
         return;
       }
       between = alone;

@@ -70,10 +70,12 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   let stopped = false;
   let telling = false;
 
-  const confirmation =
+  const openConfirmation = () =>
     consumer.confirm === "each"
       ? confirmEach(connection, clock)
       : confirmTogether(connection, clock, () => turns.running > 0 || pulling > 0);
+  // what one consumer answers says nothing of what another one was sent
+  const confirmations = { own: openConfirmation(), parked: openConfirmation(), exhausted: openConfirmation() };
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
   const turns = openTurns(binding, limits, { check: leases.check, leave, trouble: tally.trouble }, shared);
   const claims = openClaims(binding, shared);
@@ -123,7 +125,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
         return await pull;
       } finally {
         pulling -= 1;
-        confirmation.hurry();
+        for (const confirmation of Object.values(confirmations)) confirmation.hurry();
         tell();
       }
     },
@@ -155,14 +157,14 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   return hand;
 
   function begin(key: Held["key"], source: Source["kind"], delivery: Delivery): void {
-    const { ackSubject, data } = delivery;
+    const { ackSubject, bytes: size } = delivery;
     const state = { lost: false, counted: false, inside: 0, settling: false };
-    const one: Held = { key, bytes: data.length, source, delivery, ackSubject, heardAt: now(), ...state };
+    const one: Held = { key, bytes: size, source, delivery, ackSubject, heardAt: now(), ...state };
     held.set(key, one);
     messages += 1;
     counts[source].size += 1;
     counts[source].messages += 1;
-    bytes += one.bytes;
+    bytes += size;
     if (source === "own") tally.pulled(one);
     if (stopped) leave(one, returned(noAttempts.attempts));
     else if (isPlain(one) && !claims) turns.beside(one);
@@ -177,9 +179,8 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
 
   /** What a delivery stands for may have more bytes than itself. */
   function account(one: Held): void {
-    const now = one.delivery.data.length;
-    bytes += now - one.bytes;
-    one.bytes = now;
+    bytes += one.delivery.bytes - one.bytes;
+    one.bytes = one.delivery.bytes;
   }
 
   /** Once for all that came in one piece, and before what is acknowledged of it leaves: in one frame with that. */
@@ -226,7 +227,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
       return;
     }
     const noted = one.claim && claims?.end(one, outcome.settlement);
-    settle(binding, one, outcome, shared, confirmation).then(
+    settle(binding, one, outcome, shared, confirmations[one.source]).then(
       async (settled) => {
         const trouble = await noted;
         if (trouble) tally.trouble(trouble);
@@ -239,7 +240,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
 
   /** What most deliveries come to: nothing to do but to acknowledge them, together with others. */
   function acknowledge(one: Held, outcome: Outcome): void {
-    const confirmed = confirmation.settle(one.ackSubject, ACK, clock.budget.settleBy);
+    const confirmed = confirmations.own.settle(one.ackSubject, ACK, clock.budget.settleBy);
     const others = acknowledged.get(confirmed);
     if (others) {
       others.push(one);

@@ -28,8 +28,10 @@ export interface Held {
   next?: Delivery;
   /** What the ledger has on it, where it was asked. */
   entry?: Entry;
-  /** Its start, as it was written down before. */
+  /** Its latest start, as it was to be written down before. */
   announced?: Start & { readonly alone: boolean };
+  /** That one and those before of which it is not written down how they ended. */
+  opened?: readonly Start[];
   /** The rate limit that it is under, where that is one by key: the subject of its record. */
   limit?: string;
   /** When its handler may be started under that limit, in epoch milliseconds. */

@@ -60,18 +60,20 @@ export function openLedger(connection: Connection): Ledger {
 }
 
 /**
- * What another invocation has written meanwhile, with what came of ours. A start that was `announced` and is over now is no
- * longer open; where the other one took it for a death, what it really came to stands in its place.
+ * What another invocation has written meanwhile, with what came of ours. Those of our starts that were `announced`, and of
+ * which it is not written down how they ended, are over now: they are no longer open, and where the other one took one for a
+ * death, what it really came to stands in its place.
  */
 export function merged(
   other: Attempts,
   { starts: mine, started, verdict, parkedUntil, apart }: Attempts,
-  { before, announced }: { readonly before: Attempts; readonly announced: Start | undefined },
+  { before, announced }: { readonly before: Attempts; readonly announced: readonly Start[] },
 ): Attempts {
-  const isOurs = ({ at, host }: Start) => at === announced?.at && host === announced.host;
+  const isOurs = ({ at, host }: Start) => announced.some((start) => at === start.at && host === start.host);
+  const isTakenForDead = (start: Start) => isOurs(start) && start.error === undefined;
   const { open, ...kept } = other;
   const ended = started - before.started;
-  const takenForDead = kept.starts.some(isOurs) ? 1 : 0;
+  const takenForDead = kept.starts.filter(isTakenForDead).length;
   return {
     ...kept,
     ...(open && !isOurs(open) && { open }),
@@ -79,7 +81,7 @@ export function merged(
     ...(apart && { apart }),
     ...(parkedUntil !== undefined && { parkedUntil }),
     started: kept.started - takenForDead + ended,
-    starts: [...kept.starts.filter((start) => !isOurs(start)), ...(ended > 0 ? mine.slice(-ended) : [])],
+    starts: [...kept.starts.filter((start) => !isTakenForDead(start)), ...(ended > 0 ? mine.slice(-ended) : [])],
   };
 }
 

@@ -164,7 +164,7 @@ export async function settle(
     try {
       const other = await ledger.read(held.delivery, left());
       const before = held.entry?.attempts ?? noAttempts.attempts;
-      const both = merged(other.attempts, attempts, { before, announced: held.announced });
+      const both = merged(other.attempts, attempts, { before, announced: held.opened ?? [] });
       held.entry = await ledger.write(held.delivery, other, both, left());
       return undefined;
     } catch (error) {

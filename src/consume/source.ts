@@ -77,10 +77,12 @@ export async function resolveExhausted(
   if (error?.code === 404) return undefined;
   if (!message) throw new Error(`reading message ${seq} of stream "${consumer.stream.name}": ${error?.description}`);
   const headers = headersIn(bytesOf(message.hdrs));
+  const data = bytesOf(message.data);
   return {
     ...advisory,
     subject: message.subject,
-    data: bytesOf(message.data),
+    data,
+    bytes: data.length + (message.hdrs?.length ?? 0),
     headers: () => headers,
     stream: consumer.stream.name,
     consumer: consumer.name,

@@ -1,4 +1,5 @@
 import { textOf } from "../errors.ts";
+import { isConflict } from "../nats/records.ts";
 import { pause, point } from "../nats/within.ts";
 import { type Again, attempt, type Outcome } from "./attempt.ts";
 import { startTogether } from "./batch-attempt.ts";
@@ -109,8 +110,17 @@ export function openTurns(
       const otherwise = await inTime([one], [attempts]); // before it has the gate alone
       if (otherwise[0] && suspects.delete(one)) leave(one, otherwise[0]);
       if (!suspects.has(one)) return;
-      const entrance = await point("waiting for a turn to run alone", gate.enterAlone(participant));
-      if (!suspects.delete(one)) {
+      const ms = (clock.budget.stopAt - now()) / 2;
+      const entrance = await point("waiting for a turn to run alone", gate.enterAlone(participant, ms));
+      const isHere = suspects.delete(one);
+      if (!entrance) {
+        if (!isHere) return;
+        one.entry = { ...(one.entry ?? noAttempts), attempts }; // in company, of which nothing is concluded if they die
+        queue.push(one);
+        startNext();
+        return;
+      }
+      if (!isHere) {
         gate.handled(); // it was handed back meanwhile
         gate.leave(entrance);
         return;
@@ -262,9 +272,12 @@ export function openTurns(
   }
 
   async function announce(one: Held, before: Attempts, alone: boolean): Promise<undefined> {
-    one.announced = { at: now(), host: shared.host, alone };
+    const open = { at: now(), host: shared.host, alone };
+    one.announced = open;
+    one.opened = [...(one.opened ?? []), open];
     const ms = clock.budget.abandonAt - now();
-    one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, { ...before, open: one.announced }, ms);
+    one.entry = await ledger.write(one.delivery, one.entry ?? noAttempts, { ...before, open }, ms);
+    one.opened = [open];
   }
 
   /** What has to be done ahead of a start answers how the message leaves where it is not started, as where that fails. */
@@ -275,7 +288,7 @@ export function openTurns(
     try {
       return await ahead();
     } catch (error) {
-      trouble(textOf(error));
+      if (!isConflict(error)) trouble(textOf(error)); // else another invocation has it
       return returned(before, troubleMs);
     }
   }

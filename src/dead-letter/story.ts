@@ -81,7 +81,7 @@ export function deadLetterOf(
     [deadLetterHeaders.reason, story.reason],
     [deadLetterHeaders.stream, consumer.stream.name],
     [deadLetterHeaders.sequence, `${delivery.sequence}`],
-    [deadLetterHeaders.subject, delivery.subject],
+    [deadLetterHeaders.subject, cleanValue(delivery.subject)],
     [deadLetterHeaders.consumer, consumer.name],
     [deadLetterHeaders.attempts, `${story.attempts}`],
     [deadLetterHeaders.time, new Date(story.now).toISOString()],
@@ -94,7 +94,7 @@ export function deadLetterOf(
   add(deadLetterHeaders.host, headerValue(story.host));
   for (const start of story.starts.slice(-maxStarts)) add(deadLetterHeaders.attempt, lineOf(start));
   for (const [header, value] of own)
-    if (isName(header) && !/^(nats|sortie)-/i.test(header)) add(header, cleanValue(value));
+    if (isName(header) && !/^nats-/i.test(header) && !ofStory.has(header.toLowerCase())) add(header, cleanValue(value));
   return { subject: consumer.deadLetter, payload: delivery.data, id, headers };
 
   function add(...header: [name: string, value: string]): void {
@@ -105,6 +105,9 @@ export function deadLetterOf(
 }
 
 const maxStarts = 20;
+
+/** What a message may not bring along: it would be taken for its story's. */
+const ofStory = new Set([...Object.values(deadLetterHeaders), idHeader].map((name) => name.toLowerCase()));
 
 function lineOf({ at, host, error }: Start): string {
   return headerValue(`${new Date(at).toISOString()} ${host} ${error ?? "its function was not heard of again"}`).slice(

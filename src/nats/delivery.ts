@@ -4,6 +4,8 @@ import type { Msg } from "@nats-io/nats-core";
 export interface Delivery {
   readonly subject: string;
   readonly data: Uint8Array;
+  /** How large it is, its headers included. */
+  readonly bytes: number;
   /** The message's headers as they were sent. */
   headers(): readonly (readonly [name: string, value: string])[];
   /** Where a settlement is sent. */
@@ -33,6 +35,7 @@ export function deliveryOf(message: Msg): Delivery | undefined {
   return {
     subject: message.subject,
     data: message.data,
+    bytes: sizeOf(message),
     headers: () => headersOf(message),
     ackSubject: reply,
     stream: tokens[from] as string,
@@ -59,6 +62,11 @@ export function derivedId(delivery: Delivery, suffix: string | number): string {
 /** When the message was stored. */
 export function storedAt(delivery: Delivery): Date {
   return new Date(Number(delivery.storedNs.slice(0, -6)));
+}
+
+/** Both generations of the client know, though their types do not say so. */
+function sizeOf(message: Msg & { size?(): number }): number {
+  return message.size?.() ?? message.data.length;
 }
 
 /** None where the client cannot take the headers apart (a name with a space, say). */

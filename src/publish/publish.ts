@@ -20,7 +20,7 @@ export interface Published {
  */
 export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
   const { stream, subject, payload, id } = outgoing;
-  const limit = maxPayloadOf(connection) - (stream ? storyBytes : 0);
+  const limit = maxPayloadOf(connection) - (stream ? Math.min(storyBytes, maxPayloadOf(connection) / 4) : 0);
   const besides = headersSize(outgoing);
   if (payload.length + besides > limit) {
     throw new SortieError(

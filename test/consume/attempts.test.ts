@@ -126,6 +126,30 @@ describe("a suspect whose start was written down and never made", () => {
 });
 
 describe("starts in place", () => {
+  it.each([true, false])(
+    "are counted once where the lease is lost meanwhile, to one that takes it for a death: %s",
+    async (once) => {
+      let starts = 0;
+      const rules = [{ on: Error, do: { inPlace: once ? 1 : 2, delay: 0 } }] as const;
+      await start({ attempts: 4, backoff: fixed(100), rules }, async () => {
+        starts += 1;
+        const error = new Error(`start ${starts}`);
+        if (starts <= 2) await sleep(starts === 1 ? 1_700 : 1_500);
+        throw error;
+      });
+      (await (await system.js.consumers.get("JOBS", "worker")).next({ expires: 5_000 }))?.nak(); // now it is a suspect
+      const first = system.invoke({ connect: unheard, budgetMs: 8_000 });
+      await sleep(300);
+      const [one] = await Promise.all([first, system.invoke({ budgetMs: 8_000, linger: "3s" })]);
+      await system.settle();
+      expect(one.consumers[0]).not.toHaveProperty("error"); // that another one has it is nothing to see to
+      const letter = await system.jsm.streams.getMessage("DEAD", { seq: 1 });
+      expect(letter?.header.get("Sortie-Reason")).toBe("attempts-exhausted");
+      expect(starts).toBeGreaterThanOrEqual(4);
+      expect(letter?.header.values("Sortie-Attempt").filter((line) => /not heard of/.test(line))).toEqual([]);
+    },
+  );
+
   it("are written down, so that a function that dies in one does not forget those before", async () => {
     const rules = [{ on: Error, do: { inPlace: 5 } }] as const;
     const seen: number[] = [];

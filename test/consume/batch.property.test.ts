@@ -27,7 +27,15 @@ const ends: Record<Fate, unknown> = {
 
 function heldOf(n: number, fate: Fate): Held {
   const data = new TextEncoder().encode(fate === "cannot be read" ? "?" : JSON.stringify({ n }));
-  const delivery = { subject: "jobs.a", data, headers: () => [], stream: "JOBS", consumer: "worker", pending: 0 };
+  const delivery = {
+    subject: "jobs.a",
+    data,
+    bytes: data.length,
+    headers: () => [],
+    stream: "JOBS",
+    consumer: "worker",
+    pending: 0,
+  };
   const place = { ackSubject: `${n}`, sequence: n, storedNs: "1700000000000000000", again: false };
   const state = { lost: false, counted: true, inside: 1, settling: false, heardAt: 0 };
   return {

@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { createConnection } from "node:net";
 import { AckPolicy } from "@nats-io/jetstream";
+import { headers } from "@nats-io/nats-core";
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed, NonRetriableError } from "../../src/index.ts";
@@ -82,6 +83,26 @@ describe("headers that a client of someone else's has sent", () => {
       expect(header?.get("X-A") ?? "").toMatch(/^[\x20-\x7e]*$/);
       expect(header?.get("Sortie-Attempts")).toBe("1");
     }
+  });
+});
+
+describe("a dead letter", () => {
+  it("has the message's correlation id, and headers of its own that come more than once", async () => {
+    const worker = defineConsumer(jobs, "worker", { deadLetter: "dead.jobs" });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, () => {
+      throw new NonRetriableError("never");
+    });
+    system = await startSystem(app);
+    const hdrs = headers();
+    hdrs.set("Sortie-Correlation-Id", "order-1");
+    hdrs.set("Sortie-Reason", "mine");
+    for (const value of ["1", "2"]) hdrs.append("X-A", value);
+    await system.js.publish("jobs.a", JSON.stringify({ n: 1 }), { headers: hdrs });
+    await system.invoke();
+    const header = (await letterAt(1))?.header;
+    expect(header?.get("Sortie-Correlation-Id")).toBe("order-1");
+    expect(header?.values("Sortie-Reason")).toEqual(["non-retriable"]);
+    expect(header?.values("X-A")).toEqual(["1", "2"]);
   });
 });
 

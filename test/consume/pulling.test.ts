@@ -1,7 +1,8 @@
 import { AckPolicy, type ConsumerConfig } from "@nats-io/jetstream";
+import { headers } from "@nats-io/nats-core";
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
-import { type ConsumerOptions, createApp, defineConsumer, defineStream, type Handler } from "../../src/index.ts";
+import { type ConsumerOptions, createApp, defineConsumer, defineStream, type Handler, list } from "../../src/index.ts";
 import { connect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { altered } from "../support/connections.ts";
@@ -352,6 +353,47 @@ describe("a lease that was lost", () => {
     expect(attempts).toEqual([1, 1]);
     expect((await system.jsm.streams.info("DEAD")).state.messages).toBe(0);
     expect((await system.jsm.streams.info("JOBS")).state.messages).toBe(0);
+  });
+});
+
+describe("the bytes in hand", () => {
+  it("are those of headers as well", async () => {
+    let [inHand, most] = [0, 0];
+    system = await start({ maxBytes: 1_000_000, concurrency: 256 }, async () => {
+      inHand += 1;
+      most = Math.max(most, inHand);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      inHand -= 1;
+    });
+    const hdrs = headers();
+    hdrs.set("X-Large", "x".repeat(60_000));
+    for (let n = 0; n < 60; n++) await system.js.publish("jobs.a", JSON.stringify({ n }), { headers: hdrs });
+    expect((await system.invoke()).consumers).toMatchObject([{ acked: 60 }]);
+    expect(most).toBeLessThanOrEqual(17);
+  });
+});
+
+describe("acknowledgements of a message and of a parked copy, which go to two consumers", () => {
+  it("are confirmed by the answer of their own", async () => {
+    const ends: Record<number, number> = { 2: 250, 3: 280, 4: 2_000 }; // after the first was started
+    let began: number | undefined;
+    const options = { maxAckPending: 10, ackWait: "2s", retry: { attempts: 3, backoff: list(["5s", "1s"]) } } as const;
+    system = await start(options, async ({ data: { n }, attempt }) => {
+      if (n === 1 && attempt === 1) throw new Error("it is parked");
+      began ??= Date.now() + 500;
+      await new Promise((resolve) => setTimeout(resolve, (began ?? 0) + (ends[n] ?? 0) - Date.now()));
+      // when its own acknowledgement has come to the server, and before the next one's does
+      if (n === 2) setTimeout(() => void system.jsm.consumers.delete("JOBS", "worker"), 210);
+    });
+    await system.publish("jobs.a", { n: 1 });
+    await system.invoke();
+    for (const n of [2, 3, 4]) await system.publish("jobs.a", { n });
+    await using proxy = await startProxy(system.server.url, 150);
+    const connectTo = (ms: number) => connect({ url: proxy.url }, ms);
+    await new Promise((resolve) => setTimeout(resolve, 5_100));
+    const { consumers } = await system.invoke({ connect: connectTo });
+    const left = (await system.jsm.streams.info("JOBS")).state.messages;
+    expect(consumers[0]?.acked).toBe(4 - left);
   });
 });
 

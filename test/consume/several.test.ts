@@ -169,6 +169,48 @@ describe("suspects of one consumer", () => {
   });
 });
 
+describe("a suspect that is never alone", () => {
+  const of = (name: "one" | "two") => defineConsumer(stream, name, { filter: `work.${name}`, deadLetter: "dead.work" });
+
+  async function suspect(name: string, count: number) {
+    for (let n = 0; n < count; n++) await system.publish(`work.${name}`, { n });
+    const messages = await (await system.js.consumers.get("WORK", name)).fetch({ max_messages: count });
+    for await (const message of messages) message.nak();
+  }
+
+  it("for another consumer's handler takes all the time, is started beside it", async () => {
+    const started: number[] = [];
+    const app = createApp({ streams: [stream, dead] })
+      .on(of("one"), (_, { signal }) => new Promise<void>((end) => signal.addEventListener("abort", () => end())))
+      .on(of("two"), ({ data }) => void started.push(data.n));
+    system = await startSystem(app);
+    await suspect("two", 1);
+    await system.publish("work.one", { n: 1 });
+    expect((await system.invoke({ budgetMs: 2_000 })).consumers).toMatchObject([{}, { acked: 1, returned: 0 }]);
+    expect(started).toEqual([0]);
+  });
+
+  it("for its consumer is busy, has its turn when those have ended that came in after it", async () => {
+    let [on, suspects] = [true, 0];
+    const app = createApp({ streams: [stream, dead] }).on(of("one"), async ({ data: { n } }) => {
+      if (n < 5) suspects += 1;
+      await new Promise((resolve) => setTimeout(resolve, 10 + Math.random() ** 2 * 300));
+    });
+    system = await startSystem(app);
+    await suspect("one", 5);
+    const feeding = (async () => {
+      for (let n = 5; on; n++) {
+        await system.publish("work.one", { n });
+        await new Promise((resolve) => setTimeout(resolve, 3));
+      }
+    })();
+    await system.invoke({ budgetMs: 6_000, linger: "until-budget" });
+    on = false;
+    await feeding;
+    expect(suspects).toBe(5);
+  });
+});
+
 describe("a busy backlog", () => {
   it("does not keep a consumer from its parked retries", async () => {
     const handled: number[] = [];
