@@ -33,6 +33,10 @@ export interface StartOptions {
   readonly inPlace?: number;
   /** When it was written down, in epoch milliseconds. @default now */
   readonly at?: number | undefined;
+  /** What was read of it ahead. @default it is read */
+  readonly message?: Message | undefined;
+  /** Whether it may still be started, when reading it has taken a while. @default it may */
+  readonly mayStart?: () => boolean;
 }
 
 /** One start of a handler. */
@@ -58,18 +62,20 @@ export function attempt(
   delivery: Delivery,
   before: Attempts,
   shared: Circumstances,
-  { inPlace = 0, at = shared.clock.now() }: StartOptions = {},
+  { inPlace = 0, at = shared.clock.now(), message: known, mayStart = () => true }: StartOptions = {},
 ): Outcome | Again | Promise<Outcome | Again> {
   const { clock } = shared;
   const { consumer } = binding;
   const one: Try = { binding, delivery, shared, before, inPlace, at };
   try {
-    const reading = read(delivery, consumer, before.started + 1);
+    const reading = known ? { ...known, attempt: before.started + 1 } : read(delivery, consumer, before.started + 1);
     if (isPromise(reading)) {
       const what = `the schema of consumer "${consumer.name}"`;
       return clock
         .handling(what, reading)
-        .then((message) => (clock.signal.aborted ? notStarted(before) : ended(one, handle(one, message))))
+        .then((message) =>
+          clock.signal.aborted || !mayStart() ? notStarted(before) : ended(one, handle(one, message)),
+        )
         .catch((error: unknown) => failed(one, error));
     }
     return ended(one, handle(one, reading));

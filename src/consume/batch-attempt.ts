@@ -99,7 +99,15 @@ async function attemptTogether(members: readonly Member[], turn: BatchTurn): Pro
   const [only] = ours;
   if (ours.length === 1 && only) {
     const { one, before, inPlace } = only;
-    const came = await attempt(binding, one.delivery, before, shared, { inPlace, at: one.announced?.at });
+    const { message, announced } = one;
+    delete one.message;
+    const mayStart = () => !turn.holds();
+    const came = await attempt(binding, one.delivery, before, shared, {
+      inPlace,
+      at: announced?.at,
+      message,
+      mayStart,
+    });
     return conclude([[only, came]], turn);
   }
   const started = await readEach(ours, turn);
@@ -137,7 +145,10 @@ async function readEach(members: readonly Member[], turn: BatchTurn): Promise<St
   const slow: Promise<void>[] = [];
   for (const each of all) {
     try {
-      const reading = read(each.delivery, consumer, each.before.started + 1);
+      const attempt = each.before.started + 1;
+      const known = each.one.message;
+      delete each.one.message;
+      const reading = known ? { ...known, attempt } : read(each.delivery, consumer, attempt);
       if (isPromise(reading)) slow.push(readSlowly(each, reading));
       else each.message = reading;
     } catch (error) {
@@ -147,6 +158,10 @@ async function readEach(members: readonly Member[], turn: BatchTurn): Promise<St
   if (slow.length > 0) await Promise.all(slow);
   if (unread.length > 0) await conclude(unread, turn);
   const started = all.filter((each): each is Started => each.message !== undefined);
+  if (slow.length > 0 && turn.holds()) {
+    for (const { one, before } of started) turn.leave(one, notStarted(before));
+    return [];
+  }
   if (slow.length === 0 || turn.mayStart()) return started;
   const error = new SortieError("timed-out", "The time was over when all messages of its batch could be read");
   await conclude(

@@ -4,7 +4,7 @@ import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { pauseConsumer, pausedUntil, resumeConsumer } from "../nats/pause-consumer.ts";
 import { isConflict, recordsIn } from "../nats/records.ts";
-import { type BreakerState, closed, opened } from "./breaker-state.ts";
+import { type BreakerState, closed, opened, pauseOf } from "./breaker-state.ts";
 
 /** How a circuit breaker stands. Dates are those of the host that decided. */
 export type BreakerStatus =
@@ -36,7 +36,7 @@ export async function tripBreaker(
   const at = { by: "hand", now: Date.now() };
   const state = opened("opened by hand", forMs, at);
   const found = await replace(connection, consumer, state, ms);
-  if (found.state === "open") await resumeConsumer(connection, consumer, found.until, ms); // the new time may be shorter
+  await resumeConsumer(connection, consumer, pauseOf(found), ms); // the new time may be shorter
   await pauseConsumer(connection, consumer, at.now + forMs, ms);
   return statusOf(connection, consumer, state, ms);
 }
@@ -48,7 +48,7 @@ export async function resetBreaker(
   ms = 5_000,
 ): Promise<BreakerStatus> {
   const found = await replace(connection, consumer, closed, ms);
-  if (found.state === "open") await resumeConsumer(connection, consumer, found.until, ms);
+  await resumeConsumer(connection, consumer, pauseOf(found), ms);
   return statusOf(connection, consumer, closed, ms);
 }
 

@@ -16,6 +16,8 @@ export type BreakerState =
       readonly since: number;
       readonly until: number;
       readonly by: string;
+      /** Until when the consumer was paused, where that was by a clock that was wrong. */
+      readonly pausedUntil?: number;
     };
 
 /** How many handlers ended in a part of the window, which began at `from`. */
@@ -41,7 +43,15 @@ export function decideEntry(
   if (found.state === "closed") return { entry: "all" };
   const isAhead = found.since > now + skewMs; // by a clock that was wrong: who knows when it is over
   if (now < found.until && !isAhead) return { entry: "nothing" };
-  return { entry: "probe", next: { state: "half-open", since: Math.min(found.since, now), until, by } };
+  const pausedUntil = pauseOf(found);
+  const since = Math.min(found.since, now);
+  return { entry: "probe", next: { state: "half-open", since, until, by, ...(pausedUntil > now && { pausedUntil }) } };
+}
+
+/** Until when a breaker has its consumer paused; 0 where it has not. */
+export function pauseOf(found: BreakerState): number {
+  if (found.state === "open") return found.until;
+  return found.state === "half-open" ? (found.pausedUntil ?? 0) : 0;
 }
 
 /** Adds what has ended to the window, and opens where too much of it failed. */

@@ -4,7 +4,7 @@ import { textOf } from "../errors.ts";
 import { pauseConsumer, resumeConsumer } from "../nats/pause-consumer.ts";
 import { isConflict, recordsIn } from "../nats/records.ts";
 import type { Outcome } from "./attempt.ts";
-import { type BreakerState, closed, decideAfter, decideEntry, type Entry, opened } from "./breaker-state.ts";
+import { type BreakerState, closed, decideAfter, decideEntry, type Entry, opened, pauseOf } from "./breaker-state.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import { isUnreadable } from "./message.ts";
@@ -89,7 +89,7 @@ function takePart(
     callback: (error, message) => {
       if (error || message.data.length === 0) return;
       const told = message.json<BreakerState>();
-      if (told.state === "open" && told.by !== by) open();
+      if (told.state === "open" && told.by !== by && told.until > now()) open(); // else it is to be tried again
     },
   });
 
@@ -152,7 +152,12 @@ function takePart(
       if (value.state === "closed") probing = false;
       if (value.state !== "open") return;
       open();
-      if (value.by === by) await pauseConsumer(connection, consumer, value.until, leftMs());
+      if (value.by !== by) return;
+      await pauseConsumer(connection, consumer, value.until, leftMs());
+      const { revision } = known;
+      await look();
+      // reset by hand meanwhile, when there was nothing to resume
+      if (known.revision !== revision) await resumeConsumer(connection, consumer, value.until, leftMs());
     } catch (error) {
       trouble(textOf(error));
     } finally {
@@ -178,8 +183,8 @@ function takePart(
         return decided.next;
       });
       probing = entry === ("probe" as Entry);
-      if (probing && found.state === "open" && found.until > now())
-        await resumeConsumer(connection, consumer, found.until, leftMs());
+      const pausedUntil = pauseOf(found);
+      if (probing && pausedUntil > now()) await resumeConsumer(connection, consumer, pausedUntil, leftMs());
       return entry;
     },
     get state() {
@@ -212,7 +217,7 @@ function takePart(
     },
     async probed() {
       await flush();
-      if (probing && !isOpen) {
+      if (probing && !tried) {
         // there was nothing to try it with: the next one may
         const again = now();
         await agree((found) =>

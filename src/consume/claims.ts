@@ -5,7 +5,7 @@ import { failedBefore, type Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
-import { keyFor } from "./key.ts";
+import { keyOf, messageOf } from "./key.ts";
 import type { Attempts } from "./ledger.ts";
 import type { Settlement } from "./settlement.ts";
 
@@ -24,13 +24,14 @@ export interface Claims {
 /** What is kept of a key: that it was handled, or which message is being handled, and until when that may go on. */
 type Key = { readonly handled: true } | { readonly by: string; readonly until: number };
 
-/** A key that is being handled, and how often a message was told to wait for that. */
+/** A key that is being handled, by what is known here. */
 interface Claimed {
   readonly by: string;
   readonly until: number;
+  /** Until when that is believed without asking: another invocation's claim may have ended long before its time. */
+  believedUntil: number;
+  /** How often a message was told to wait for it. */
   waiting: number;
-  /** Resolves when the server has said whether it is. */
-  readonly agreed?: Promise<unknown>;
 }
 
 /** How long a message waits for how its key's claim ends, the more the more of them wait: they would ask without a rest. */
@@ -48,33 +49,38 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
   const { now } = clock;
   const records = recordsIn<Key>(connection, keysStream, "the keys that were handled");
   const leftMs = () => Math.max(1, clock.budget.publishBy - now());
-  const claimed = new Map<string, Claimed>(); // by their subject, as far as is known here
+  const claimed = new Map<string, Claimed>(); // by their subject
+  const asking = new Map<string, Promise<unknown>>(); // of those that came in one piece one asks
 
   async function claim(one: Held, attempts: Attempts): Promise<Outcome | undefined> {
     let subject: string;
     try {
-      subject = keySubject(consumer, await keyFor(consumer, "idempotency", key, one.delivery, clock));
+      const message = await messageOf(one, consumer, clock);
+      subject = keySubject(consumer, keyOf(message, consumer, "idempotency", key));
     } catch (error) {
       return failedBefore(binding, one.delivery, attempts, shared, error);
     }
     const by = `${one.delivery.sequence}.${one.delivery.storedNs}`;
-    const waits = (other: Claimed): Outcome => {
-      const ms = Math.min(waitMs.first + waitMs.more * other.waiting, waitMs.longest);
-      other.waiting += 1;
-      return { settlement: { kind: "return", delayMs: Math.min(Math.max(1, other.until - now()), ms) }, attempts };
-    };
-    await claimed.get(subject)?.agreed; // of those that came in one piece one asks
-    const other = claimed.get(subject);
-    if (other && other.by !== by && now() < other.until) return waits(other);
+    const others = asking.get(subject);
+    if (others !== undefined) await others.catch(() => {});
+    const known = claimed.get(subject);
+    if (known && known.by !== by && now() < known.believedUntil) return waits(known, attempts);
+    const agreeing = agree(one, subject, by);
+    asking.set(subject, agreeing);
+    const found = await agreeing.finally(() => asking.get(subject) === agreeing && asking.delete(subject));
+    if (found === "handled") return { settlement: { kind: "ack", duplicate: true }, attempts };
+    return found && waits(found, attempts);
+  }
+
+  /** Claims it, or answers what stands against that. */
+  async function agree(one: Held, subject: string, by: string): Promise<"handled" | Claimed | undefined> {
     for (let tried = 1, revision = 0; ; tried++) {
       const until = Math.round(clock.budget.settleBy + skewMs);
-      const written = records.write(subject, revision, { by, until }, leftMs());
-      claimed.set(subject, { by, until, waiting: 0, agreed: written.catch(() => {}) });
       try {
-        one.claim = { subject, by, revision: await written };
+        one.claim = { subject, by, revision: await records.write(subject, revision, { by, until }, leftMs()) };
+        claimed.set(subject, { by, until, believedUntil: until, waiting: 0 });
         return undefined;
       } catch (error) {
-        if (claimed.get(subject)?.by === by) claimed.delete(subject);
         if (!isConflict(error) || tried >= tries) throw error;
       }
       const found = await records.read(subject, leftMs());
@@ -82,14 +88,25 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
       if (!found) continue; // it was given up meanwhile
       const { value, at } = found;
       if ("handled" in value) {
-        if (now() < at + ttlMs) return { settlement: { kind: "ack", duplicate: true }, attempts };
+        if (now() < at + ttlMs) return "handled";
       } else if (value.by !== by && now() < value.until) {
         const known = claimed.get(subject);
-        const other = known?.by === value.by ? known : { ...value, waiting: 0 };
+        const other = { ...value, believedUntil: 0, waiting: known?.by === value.by ? known.waiting : 0 };
+        other.believedUntil = now() + patienceMs(other);
         claimed.set(subject, other);
-        return waits(other);
+        return other;
       }
     }
+  }
+
+  function patienceMs({ until, waiting }: Claimed): number {
+    return Math.min(Math.max(1, until - now()), waitMs.first + waitMs.more * waiting, waitMs.longest);
+  }
+
+  function waits(other: Claimed, attempts: Attempts): Outcome {
+    const delayMs = patienceMs(other);
+    other.waiting += 1;
+    return { settlement: { kind: "return", delayMs }, attempts };
   }
 
   /** Whoever has claimed the key meanwhile, as where this message's lease was lost: it was handled. */

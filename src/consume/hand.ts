@@ -20,9 +20,11 @@ import { type Limits, openTurns, returned, troubleMs } from "./turns.ts";
 /** What an invocation has in hand for one consumer: from being delivered until being settled. */
 export interface Hand {
   take(source: Source["kind"], delivery: Delivery): void;
-  /** Deliveries that are not settled. */
+  /** Deliveries that have come. */
+  readonly taken: number;
+  /** Those that are not settled. */
   readonly size: number;
-  /** Those of them that are handled or wait for a handler. */
+  /** Those of these that are handled or wait for a handler. */
   readonly messages: number;
   /** As many of both as came from one source. */
   of(source: Source["kind"]): { readonly size: number; readonly messages: number };
@@ -59,6 +61,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   const held = new Map<Held["key"], Held>();
   const listeners = new Set<() => void>();
   const acknowledged = new Map<Promise<void>, Held[]>(); // by what confirms them
+  let taken = 0;
   let pulling = 0;
   const counts = {
     own: { size: 0, messages: 0 },
@@ -84,7 +87,11 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   const listens = onClosed(connection, stop); // nothing could be settled any more
 
   const hand: Hand = {
+    get taken() {
+      return taken;
+    },
     take(source, delivery) {
+      taken += 1;
       const key = source === "own" ? delivery.sequence : `${source}.${delivery.sequence}`;
       const before = held.get(key);
       if (before?.settling) before.next = delivery;

@@ -1,4 +1,5 @@
 import type { Start } from "../dead-letter/story.ts";
+import type { Message } from "../define/message.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import type { Entrance } from "./gate.ts";
 import type { Entry } from "./ledger.ts";
@@ -32,6 +33,8 @@ export interface Held {
   announced?: Start & { readonly alone: boolean };
   /** That one and those before of which it is not written down how they ended. */
   opened?: readonly Start[];
+  /** What was read of it ahead of its start. */
+  message?: Message;
   /** The rate limit that it is under, where that is one by key: the subject of its record. */
   limit?: string;
   /** When its handler may be started under that limit, in epoch milliseconds. */

@@ -5,28 +5,33 @@ import { failedBefore, type Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
-import { keyFor } from "./key.ts";
+import { keyOf, messageOf } from "./key.ts";
 import type { Attempts } from "./ledger.ts";
 import { type Paced, planSlots, rescaled, type Slot } from "./slots.ts";
 
 /** Keeps the handlers of all invocations of a consumer within its rate limit. */
 export interface Pace {
-  /** Whether each key has a limit of its own: who waits for its slot then keeps no place from the others. */
+  /** Whether each key has a limit of its own: who waits for it keeps no place, and no start, from the others meanwhile. */
   readonly byKey: boolean;
-  /** Finds the limit that a message is under. Answers how it is to leave where its key cannot be had. */
+  /** Whether it is known of a message what limit it is under. */
+  knows(one: Held): boolean;
+  /** Reads a message, and finds that. Answers how it is to leave where that fails. */
   find(one: Held, attempts: Attempts): Promise<Outcome | undefined>;
-  /** Whether a message would be put off if it asked for a slot within `ms`, by what is known here. */
-  isOver(one: Held, ms: number): boolean;
+  /** When a handler may be started for it, by what is known here, in epoch milliseconds. */
+  nextFor(one: Held): number;
   /**
-   * Takes a slot for a message, within `ms` or the invocation's time. Answers how it is to leave where there is none in time.
+   * Takes a start for a message, of those that come within `ms` and the invocation's time; else answers when to ask again,
+   * as one that waits for that or one that is put off.
    * @throws what `Records` throws.
    */
-  take(one: Held, attempts: Attempts, ms: number): Promise<Outcome | undefined>;
-  /** When its slot comes, which it may have missed by then. */
-  until(one: Held): Promise<void>;
-  /** Whether its handler may be started now. */
+  ask(one: Held, ms: number, waits?: boolean): Promise<Slot>;
+  /** How a message leaves that is to ask again then. */
+  putOff(again: number, attempts: Attempts): Outcome;
+  /** Resolves then, or when there is nothing to wait for any more. */
+  until(at: number): Promise<void>;
+  /** Whether a handler may be started now for a message that has taken a start: it may have missed it. */
   lets(one: Held): boolean;
-  /** How many that ask together may start together, at the slot of the last: none of them is late then. */
+  /** How many that ask together may start together, when the last of them may: none of them is late then. */
   readonly together: number;
   /** How many messages that were not started it makes sense to have in hand. */
   readonly room: number;
@@ -42,6 +47,7 @@ export interface Pace {
 interface Asking {
   readonly one: Held;
   readonly ms: number;
+  readonly waits: boolean;
   readonly told: (slot: Slot) => void;
   readonly failed: (error: unknown) => void;
 }
@@ -78,6 +84,7 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
   const records = recordsIn<Kept>(connection, ratesStream, "what is left of a rate limit");
   const buckets = new Map<string, Bucket>();
   const waiting = new Set<() => void>();
+  const inLine = new WeakSet<Held>(); // who has asked before
   const leftMs = () => Math.max(1, clock.budget.abandonAt - now());
   const common = bucketFor(rateSubject(consumer));
   let flightMs = 0; // how long a grant takes
@@ -107,14 +114,22 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
         const answerMs = 1.5 * Math.max(flightMs, clock.roundTripMs);
         const from = now() + Math.max(0, answerMs - perMs * lateness); // what is granted for earlier would be late
         const by = clock.budget.stopAt;
-        const asks = asking.map(({ one, ms }) => ({ fresh: isFresh(one), latest: Math.min(by, from + ms) }));
+        const asks = asking.map(({ one, ms, waits }) => {
+          const latest = Math.min(by, from + ms);
+          return { fresh: isFresh(one), latest, waitsUntil: waits ? from + slotWaitMs : 0 };
+        });
         const { slots, next, line } = planSlots(known, asks, from, rate);
-        if (key || slots.some((slot) => "at" in slot)) {
+        if (slots.some((slot) => "at" in slot) || (key && line !== known.line)) {
           const value = { next, every: everyMs, ...(line > from && { line }) };
           bucket.known = { next, line, revision: await records.write(bucket.subject, revision, value, leftMs()) };
           flightMs = Math.max(flightMs * 0.9, now() - asked);
         }
-        for (const [n, { told }] of asking.entries()) told(slots[n] as Slot);
+        for (const [n, { one, told }] of asking.entries()) {
+          const slot = slots[n] as Slot;
+          if ("at" in slot) one.slot = slot.at;
+          else inLine.add(one);
+          told(slot);
+        }
       } catch (error) {
         delete bucket.known;
         if (isConflict(error) && leftMs() > 1) bucket.asking.unshift(...asking);
@@ -138,47 +153,44 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
   }
 
   /** By key, who was put off comes before who was not. */
-  function isFresh({ source, delivery }: Held): boolean {
-    return key !== undefined && source === "own" && !delivery.again;
+  function isFresh(one: Held): boolean {
+    return key !== undefined && one.source === "own" && !one.delivery.again && !inLine.has(one);
   }
 
   if (!key) void look(common).catch(() => {}); // while the first pull is under way
 
   return {
     byKey: key !== undefined,
+    knows: ({ message, limit }) => (key ? limit : message) !== undefined,
     async find(one, attempts) {
-      if (!key || one.limit !== undefined) return undefined;
       try {
-        one.limit = `${common.subject}.${await keyFor(consumer, "rateLimit", key, one.delivery, clock)}`;
+        const message = await messageOf(one, consumer, clock);
+        if (key) one.limit = `${common.subject}.${keyOf(message, consumer, "rateLimit", key)}`;
         return undefined;
       } catch (error) {
         return failedBefore(binding, one.delivery, attempts, shared, error);
       }
     },
-    isOver(one, ms) {
+    nextFor(one) {
       const { known } = bucketOf(one);
-      if (!known || !key) return false;
-      const { slots } = planSlots(known, [{ fresh: isFresh(one), latest: now() + ms }], now(), rate);
-      return slots.some((slot) => "again" in slot);
+      return known ? Math.max(known.next, now() - (burst - 1) * everyMs) : 0;
     },
-    async take(one, attempts, ms) {
-      const slot = await new Promise<Slot>((told, failed) => {
+    ask(one, ms, waits = false) {
+      return new Promise((told, failed) => {
         const bucket = bucketOf(one);
-        bucket.asking.push({ one, ms, told, failed });
+        bucket.asking.push({ one, ms, waits, told, failed });
         if (!bucket.busy) void grant(bucket);
       });
-      if ("at" in slot) {
-        one.slot = slot.at;
-        return undefined;
-      }
-      if (ms === Infinity) over = true;
-      // sooner, it could as well have waited
-      return { settlement: { kind: "return", delayMs: Math.max(slotWaitMs, Math.ceil(slot.again - now())) }, attempts };
     },
-    until({ slot = 0 }) {
-      if (stopped || slot <= now()) return Promise.resolve();
+    putOff(again, attempts) {
+      if (!key) over = true;
+      const delayMs = Math.max(key ? slotWaitMs : 1, Math.ceil(again - now())); // sooner, it could as well have waited
+      return { settlement: { kind: "return", delayMs }, attempts };
+    },
+    until(at) {
+      if (stopped || at <= now()) return Promise.resolve();
       const { promise, resolve } = Promise.withResolvers<void>();
-      const timer = setTimeout(resolve, Math.ceil(slot - now()));
+      const timer = setTimeout(resolve, Math.ceil(at - now()));
       const letGo = () => {
         clearTimeout(timer);
         resolve();

@@ -47,8 +47,8 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
 
   /** One message after the other, until a handler has ended: those that cannot be read, or were handled, tell nothing. */
   async function probe(source: Source, breaker: Breaker): Promise<void> {
-    for (let pulled = -1; breaker.probing && report.pulled > pulled; ) {
-      pulled = report.pulled;
+    for (let taken = -1; breaker.probing && hand.taken > taken; ) {
+      taken = hand.taken;
       await pull(source, true);
       await point(
         "waiting for the probe of a circuit breaker",

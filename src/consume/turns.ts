@@ -16,6 +16,9 @@ const busyMs = 25;
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
 
+/** How long one that runs alone waits for a start under a rate limit, with everyone else waiting for it. */
+const aloneWaitMs = 10_000;
+
 /** Gives each message in hand its turn: as many handlers side by side as the consumer's concurrency, a suspect alone. */
 export interface Turns {
   /** Handlers that run. */
@@ -67,6 +70,7 @@ export function openTurns(
   let running = 0;
   let waiting = 0; // of those, how many wait for the rate limit
   let aside = 0; // who waits for it without a place
+  let near = 0; // who waits for it, or may have to
   const { batch, maxAckPending } = consumer;
   const mostAside = Math.floor(Math.min(batch, maxAckPending === -1 ? Infinity : maxAckPending) / 2); // the rest is for others
   const size = Math.min(binding.batch?.size ?? 1, pace?.together ?? Infinity);
@@ -97,18 +101,13 @@ export function openTurns(
       return perHandler;
     },
     beside(one) {
-      if (pace?.byKey && one.limit === undefined) {
-        void findLimit(one, pace);
-        return;
-      }
-      queue.push(one);
-      if (size === 1) startNext();
-      else gather();
+      if (pace && !pace.knows(one)) void findLimit(one, pace);
+      else enqueue(one);
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
-      const otherwise = await inTime([one], [attempts]); // before it has the gate alone
-      if (otherwise[0] && suspects.delete(one)) leave(one, otherwise[0]);
+      const otherwise = await beforeAlone(one, attempts);
+      if (otherwise && suspects.delete(one)) leave(one, otherwise);
       if (!suspects.has(one)) return;
       const ms = (clock.budget.stopAt - now()) / 2;
       const entrance = await point("waiting for a turn to run alone", gate.enterAlone(participant, ms));
@@ -145,7 +144,7 @@ export function openTurns(
     starting = true;
     while (queue.length > 0 && mayStart() && !isBusy()) {
       const one = queue.shift() as Held;
-      if (pace?.byKey) startByKey(one, pace);
+      if (pace?.byKey && !pace.lets(one)) void startByKey(one, pace);
       else if (size > 1 || pace) startThese(withCompany(one));
       else startThis(one);
     }
@@ -189,71 +188,131 @@ export function openTurns(
   async function startInTime(batch: readonly Held[]): Promise<void> {
     running += 1;
     waiting += 1;
-    const otherwise = await inTime(batch, batch.map(attemptsOf));
+    const outcomes = await takeStarts(batch, batch.map(attemptsOf));
     running -= 1;
     waiting -= 1;
-    if (isOver()) for (const [n, one] of batch.entries()) otherwise[n] ??= returned(attemptsOf(one));
-    const letIn = batch.filter((_, n) => !otherwise[n]);
-    if (mayStart()) startThese(letIn);
-    else queue.unshift(...letIn); // others have the places, or one of them runs alone
-    for (const [n, one] of batch.entries()) if (otherwise[n]) leave(one, otherwise[n]);
+    const over = isOver();
+    const outcomeOf = (one: Held, n: number) => outcomes[n] ?? (over ? returned(attemptsOf(one)) : undefined);
+    const staying = batch.filter((one, n) => !outcomeOf(one, n));
+    const ready = mayStart() ? staying.filter((one) => pace?.lets(one)) : [];
+    queue.unshift(...staying.filter((one) => !ready.includes(one))); // it has missed its start, or others have the places
+    if (ready.length > 0) startThese(ready);
+    for (const [n, one] of batch.entries()) {
+      const outcome = outcomeOf(one, n);
+      if (outcome && !staying.includes(one)) leave(one, outcome);
+    }
     startNext();
+  }
+
+  /** Takes a start for each that has none now, and waits for the last of them. Answers how those leave that have none. */
+  async function takeStarts(
+    batch: readonly Held[],
+    attempts: readonly Attempts[],
+    { ms = pace?.byKey ? slotWaitMs : Infinity, all = false }: { ms?: number | undefined; all?: boolean } = {},
+  ): Promise<(Outcome | undefined)[]> {
+    if (!pace || batch.every(pace.lets)) return [];
+    const taking = batch.map(async (one, n) => {
+      if (!all && pace.lets(one)) return undefined;
+      const before = attempts[n] ?? noAttempts.attempts;
+      const outcome = await orReturned(before, async () => (await pace.find(one, before)) ?? take(one, before));
+      if (!outcome) await pace.until(one.slot ?? 0);
+      return outcome ?? (isOver() ? returned(before) : undefined);
+    });
+    return Promise.all(taking);
+
+    async function take(one: Held, before: Attempts): Promise<Outcome | undefined> {
+      const slot = await pace?.ask(one, ms);
+      return slot && "again" in slot ? pace?.putOff(slot.again, before) : undefined;
+    }
   }
 
   /** Waits until messages may be started, all at once. Answers for each how it leaves where it may not. */
   async function inTime(
     batch: readonly Held[],
     attempts: readonly Attempts[],
-    ms = pace?.byKey ? slotWaitMs : Infinity,
+    ms?: number,
   ): Promise<(Outcome | undefined)[]> {
-    if (!pace) return [];
-    const outcomes = batch.map((): Outcome | undefined => undefined);
-    const late = () => [...batch.keys()].filter((n) => !outcomes[n] && !pace.lets(batch[n] as Held));
-    const take = async (n: number) => {
-      const [one, before] = [batch[n] as Held, attempts[n] ?? noAttempts.attempts];
-      const taking = async () => (await pace.find(one, before)) ?? (await pace.take(one, before, ms));
-      outcomes[n] = (await orReturned(before, taking)) ?? outcomes[n];
-      if (!outcomes[n]) await pace.until(one);
-      if (isOver()) outcomes[n] ??= returned(before);
-    };
-    for (let some = late(); some.length > 0; some = late()) await Promise.all(some.map(take));
+    const outcomes: (Outcome | undefined)[] = [];
+    const rest = () => [...batch.keys()].filter((n) => !outcomes[n]);
+    const isLate = () => pace && rest().some((n) => !pace.lets(batch[n] as Held));
+    while (isLate()) {
+      const some = rest();
+      const [those, theirs] = [some.map((n) => batch[n] as Held), some.map((n) => attempts[n] as Attempts)];
+      const came = await takeStarts(those, theirs, { ms, all: true });
+      for (const [at, n] of some.entries()) outcomes[n] = came[at];
+    }
     return outcomes;
+  }
+
+  /** What it takes before one may wait to run alone: by key, a start would be lost while it does. */
+  async function beforeAlone(one: Held, attempts: Attempts): Promise<Outcome | undefined> {
+    if (!pace?.byKey) return (await inTime([one], [attempts]))[0];
+    const unread = await orReturned(attempts, () => pace.find(one, attempts));
+    if (unread) return unread;
+    while (!isOver()) {
+      const next = pace.nextFor(one);
+      if (next <= now()) return undefined;
+      if (next <= now() + slotWaitMs) await pace.until(next);
+      else {
+        const putOff = await orReturned(attempts, async () => {
+          const slot = await pace.ask(one, 0);
+          return "again" in slot ? pace.putOff(slot.again, attempts) : undefined;
+        });
+        return putOff;
+      }
+    }
+    return returned(attempts);
   }
 
   async function findLimit(one: Held, pace: Pace): Promise<void> {
     const before = attemptsOf(one);
     const otherwise = await orReturned(before, () => pace.find(one, before));
     if (otherwise || stopped) leave(one, otherwise ?? returned(before));
-    else {
-      queue.push(one);
-      startNext();
-    }
+    else enqueue(one);
   }
 
-  /** One that is over its limit asks without taking a place, and one that waits for its slot gives it back meanwhile. */
-  function startByKey(one: Held, pace: Pace): void {
-    if (pace.lets(one)) startThis(one);
-    else void setAside(one, pace);
+  function enqueue(one: Held): void {
+    queue.push(one);
+    if (size === 1) startNext();
+    else gather();
   }
 
-  async function setAside(one: Held, pace: Pace): Promise<void> {
+  /**
+   * One that may not be started yet asks without a place, and waits without one, where that is not for long: what it then
+   * finds taken is no start that was lost.
+   */
+  async function startByKey(one: Held, pace: Pace): Promise<void> {
     const before = attemptsOf(one);
-    const ms = aside < mostAside ? slotWaitMs : 0;
-    const place = pace.isOver(one, ms) ? 0 : 1;
+    const place = pace.nextFor(one) > now() ? 0 : 1;
+    const waits = near < mostAside;
+    let again = 0;
+    near += waits ? 1 : 0;
     running += place;
     waiting += place;
     aside += 1 - place;
-    const otherwise = await orReturned(before, () => pace.take(one, before, ms));
+    const otherwise = await orReturned(before, async () => {
+      const slot = await pace.ask(one, 0, waits);
+      if ("at" in slot) {
+        await pace.until(slot.at); // as soon as it is agreed on
+        return undefined;
+      }
+      again = slot.again;
+      return waits && again <= now() + slotWaitMs ? undefined : pace.putOff(again, before);
+    });
     running -= place;
     waiting -= place;
-    if (place > 0 && !otherwise && !isOver() && mayStart() && pace.lets(one)) {
+    if (!otherwise && !isOver() && mayStart() && pace.lets(one)) {
+      aside -= 1 - place;
+      near -= waits ? 1 : 0;
       startThis(one);
+      startNext();
       return;
     }
     aside += place;
     startNext();
-    if (!otherwise) await pace.until(one);
+    if (!otherwise) await pace.until(again);
     aside -= 1;
+    near -= waits ? 1 : 0;
     if (otherwise || isOver()) leave(one, otherwise ?? returned(before));
     else {
       queue.unshift(one);
@@ -264,8 +323,10 @@ export function openTurns(
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
   async function startAgain(one: Held, before: Attempts, alone: boolean, inPlace = 0): Promise<void> {
     running += 1; // it has its place from now on
-    let otherwise = await orReturned(before, () => announce(one, before, alone));
-    if (inPlace === 0 && !otherwise) [otherwise] = await inTime([one], [before], alone ? slotWaitMs : undefined);
+    const ms = alone ? (pace?.byKey ? slotWaitMs : aloneWaitMs) : undefined;
+    const inItsTime = async () => (inPlace > 0 ? undefined : (await inTime([one], [before], ms))[0]);
+    const otherwise =
+      (await inItsTime()) ?? (await orReturned(before, () => announce(one, before, alone))) ?? (await inItsTime()); // writing takes its time
     running -= 1;
     if (otherwise || isOver() || breaker?.holds) leave(one, otherwise ?? returned(before));
     else start(one, before, inPlace);
@@ -300,7 +361,11 @@ export function openTurns(
     }
     running += 1;
     const started = now();
-    const outcome = attempt(binding, one.delivery, before, shared, { inPlace, at: one.announced?.at });
+    const { message, announced } = one;
+    delete one.message;
+    const still = () => !stopped && !breaker?.holds;
+    const options = { inPlace, at: announced?.at, message, mayStart: still };
+    const outcome = attempt(binding, one.delivery, before, shared, options);
     if (outcome instanceof Promise) void outcome.then(ended);
     else ended(outcome);
 

@@ -20,15 +20,16 @@ export async function pauseConsumer(connection: Connection, consumer: Named, unt
   if (paused < until) await setPause(connection, consumer, until, ms);
 }
 
-/** Lets the server hand out messages of a consumer again that was paused until then by us: by someone else, it stays so. */
+/** Lets the server hand out messages of a consumer again that we have paused until then (0: have not). By someone else, it stays so. */
 export async function resumeConsumer(
   connection: Connection,
   consumer: Named,
   until: number,
   ms: number,
 ): Promise<void> {
+  if (until === 0) return;
   const paused = await pausedUntil(connection, consumer, ms);
-  if (paused === Math.trunc(until)) await setPause(connection, consumer, Date.now(), ms);
+  if (paused === Math.trunc(until)) await setPause(connection, consumer, 0, ms); // whatever the host's clock says
 }
 
 /** Until when a consumer is paused, by whomever, in epoch milliseconds; 0 where it is not. */

@@ -251,7 +251,7 @@ describe("its decisions", () => {
 
   it("let one in where a clock that was wrong has opened it tomorrow", () => {
     const ahead: BreakerState = { state: "open", since: 86_400_000, until: 86_430_000, reason: "", by: "other" };
-    const next = { state: "half-open", since: 100, until: 500, by: "me" } as const;
+    const next = { state: "half-open", since: 100, until: 500, by: "me", pausedUntil: 86_430_000 } as const; // to be resumed
     expect(decideEntry(ahead, { ...at(100), until: 500 })).toEqual({ entry: "probe", next });
   });
 
