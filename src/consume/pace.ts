@@ -27,8 +27,11 @@ export interface Pace {
   ask(one: Held, ms: number, waits?: boolean): Promise<Slot>;
   /** How a message leaves that is to ask again then. */
   putOff(again: number, attempts: Attempts): Outcome;
-  /** Resolves then, or when there is nothing to wait for any more. */
-  until(at: number): Promise<void>;
+  /**
+   * Resolves then, or when there is nothing to wait for any more. Of those that are said to wait for their turn under a limit,
+   * the oldest has the first one that comes, whosever it was.
+   */
+  until(at: number, one?: Held): Promise<void>;
   /** Whether a handler may be started now for a message that has taken a start: it may have missed it. */
   lets(one: Held): boolean;
   /** How many that ask together may start together, when the last of them may: none of them is late then. */
@@ -58,6 +61,8 @@ interface Bucket {
   known?: Paced & { readonly revision: number };
   looking?: Promise<void> | undefined;
   readonly asking: Asking[];
+  /** Who waits, the oldest first. */
+  readonly waiting: { readonly sequence: number; readonly letGo: () => void }[];
   busy: boolean;
 }
 
@@ -92,7 +97,7 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
   let stopped = false;
 
   function bucketFor(subject: string): Bucket {
-    const bucket = buckets.get(subject) ?? { subject, asking: [], busy: false };
+    const bucket = buckets.get(subject) ?? { subject, asking: [], waiting: [], busy: false };
     buckets.set(subject, bucket);
     return bucket;
   }
@@ -187,16 +192,28 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
       const delayMs = Math.max(key ? slotWaitMs : 1, Math.ceil(again - now())); // sooner, it could as well have waited
       return { settlement: { kind: "return", delayMs }, attempts };
     },
-    until(at) {
+    until(at, one) {
       if (stopped || at <= now()) return Promise.resolve();
       const { promise, resolve } = Promise.withResolvers<void>();
-      const timer = setTimeout(resolve, Math.ceil(at - now()));
-      const letGo = () => {
+      const turns = one ? bucketOf(one).waiting : [];
+      if (one) {
+        const { sequence } = one.delivery;
+        const behind = turns.findIndex((other) => other.sequence > sequence);
+        turns.splice(behind < 0 ? turns.length : behind, 0, { sequence, letGo: resolve });
+      }
+      const timer = setTimeout(
+        () => {
+          waiting.delete(end);
+          (turns.shift()?.letGo ?? resolve)();
+        },
+        Math.ceil(at - now()),
+      );
+      const end = () => {
         clearTimeout(timer);
         resolve();
       };
-      waiting.add(letGo);
-      return point("waiting for a rate limit", promise).finally(() => waiting.delete(letGo));
+      waiting.add(end);
+      return point("waiting for a rate limit", promise);
     },
     lets({ slot }) {
       return slot !== undefined && slot <= now() && now() - slot <= perMs * lateness;
@@ -214,7 +231,8 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
     stop() {
       stopped = true;
       if (!key && waiting.size > 0) over = true; // there was more than could be started
-      for (const letGo of waiting) letGo();
+      for (const end of waiting) end();
+      for (const bucket of buckets.values()) for (const { letGo } of bucket.waiting.splice(0)) letGo();
     },
   };
 }

@@ -272,7 +272,9 @@ export function openTurns(
   }
 
   function enqueue(one: Held): void {
-    queue.push(one);
+    if (pace?.byKey && one.entry)
+      queue.unshift(one); // it has been in line already
+    else queue.push(one);
     if (size === 1) startNext();
     else gather();
   }
@@ -310,7 +312,7 @@ export function openTurns(
     }
     aside += place;
     startNext();
-    if (!otherwise) await pace.until(again);
+    if (!otherwise) await pace.until(again, one);
     aside -= 1;
     near -= waits ? 1 : 0;
     if (otherwise || isOver()) leave(one, otherwise ?? returned(before));

@@ -2,7 +2,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { readBreaker, resetBreaker, tripBreaker } from "../../src/consume/breaker-control.ts";
 import { type BreakerState, decideAfter, decideEntry } from "../../src/consume/breaker-state.ts";
-import { createApp, defineConsumer, defineStream, fixed, NonRetriableError } from "../../src/index.ts";
+import { createApp, defineConsumer, defineStream, fixed, NonRetriableError, RetryAfterError } from "../../src/index.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number() });
@@ -23,10 +23,16 @@ async function start(
     retry: { attempts: 100, backoff: fixed(10) },
     breaker: { failureRatio: 0.5, minimum, openFor, ...(counts && { counts }) },
   });
-  const other = { up: false, error: new Error("the other side is down"), starts: [] as number[] };
+  const other = {
+    up: false,
+    error: new Error("the other side is down"),
+    starts: [] as number[],
+    lastWait: Promise.resolve(), // of the last of thirty
+  };
   const app = createApp({ streams: [jobs, dead] }).on(worker, async ({ data: { n } }) => {
     other.starts.push(n);
     await new Promise((resolve) => setTimeout(resolve, 2));
+    if (n === 29) await other.lastWait;
     if (!other.up) throw other.error;
   });
   const made = await startSystem(app);
@@ -203,13 +209,129 @@ describe("by hand", () => {
   });
 });
 
+describe("a half-open breaker", () => {
+  it("is not left so by invocations that found nothing to try it with", async () => {
+    const { system } = await start();
+    await system.jsm.streams.purge("JOBS");
+    const connection = await system.connect();
+    await tripBreaker(connection, system.worker, 1);
+    const soon = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+    for (let round = 0; round < 10; round++) {
+      const late = async (ms: number) => (await soon(ms)) ?? system.invoke({ budgetMs: 30_000 });
+      await Promise.all(Array.from({ length: 10 }, (_, n) => late(2 * n)));
+      expect((await readBreaker(connection, system.worker)).state).not.toBe("half-open");
+    }
+    await connection.close();
+  });
+
+  it("is tried with what is parked and due, behind what is parked and not due", async () => {
+    let down = true;
+    const handled: number[] = [];
+    const worker = defineConsumer(jobs, "worker", {
+      deadLetter: "dead.jobs",
+      maxAckPending: 100,
+      breaker: { failureRatio: 1, minimum: 1_000 },
+    });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, ({ data: { n } }) => {
+      if (down) throw new RetryAfterError("later", n < 10 ? 600_000 : 5_000);
+      handled.push(n);
+    });
+    const made = await startSystem(app);
+    system = made;
+    for (let n = 0; n < 12; n++) await made.publish("jobs.a", { n });
+    await made.invoke({ concurrency: 1 });
+    down = false;
+    const connection = await made.connect();
+    await tripBreaker(connection, worker, 1);
+    await connection.close();
+    const now = () => Date.now() + 5_500;
+    const { consumers } = await made.invoke({ now, deadline: now() + 5_000 });
+    expect(consumers).toMatchObject([{ breaker: "closed", acked: 2 }]);
+    expect(handled.toSorted()).toEqual([10, 11]);
+  });
+
+  it("whose prober died before it ended the pause of a wrong clock is tried all the same", async () => {
+    const { system, other, info } = await start();
+    const connection = await system.connect();
+    const tomorrow = Date.now() + 86_400_000;
+    await system.jsm.consumers.pause("JOBS", "worker", new Date(tomorrow));
+    const state = {
+      state: "half-open",
+      since: Date.now() - 10,
+      until: Date.now() - 1,
+      by: "died",
+      pausedUntil: tomorrow,
+    };
+    await system.js.publish("sortie.breakers.JOBS.worker", JSON.stringify(state));
+    other.up = true;
+    expect((await system.invoke()).consumers).toMatchObject([{ breaker: "closed", acked: 30 }]);
+    expect((await info()).paused).toBeFalsy();
+    await connection.close();
+  });
+
+  it("that is reset by hand while it opens leaves no pause behind", async () => {
+    const { system } = await start({ minimum: 1 });
+    const connection = await system.connect();
+    for (let round = 0; round < 5; round++) {
+      const reset = Promise.withResolvers<unknown>();
+      const news = system.tcp.subscribe("sortie.breakers.>", {
+        callback: (_, message) => {
+          if (!message.string().includes('"open"')) return;
+          news.unsubscribe();
+          reset.resolve(resetBreaker(connection, system.worker));
+        },
+      });
+      await system.tcp.flush();
+      await system.invoke({ budgetMs: 3_000 });
+      await reset.promise;
+      expect(await resetBreaker(connection, system.worker)).toEqual({ state: "closed" });
+    }
+    await connection.close();
+  });
+});
+
+describe("a schema that takes its time", () => {
+  it("lets no handler start when the breaker has opened meanwhile", async () => {
+    const opened = Promise.withResolvers<void>();
+    const validate = async (value: unknown) => {
+      if ((value as { n: number }).n > 0) await opened.promise;
+      return { value };
+    };
+    const slow = defineStream("SLOW", {
+      subjects: { slow: { "~standard": { version: 1, vendor: "test", validate } } as const },
+      retention: "workqueue",
+    });
+    const worker = defineConsumer(slow, "worker", {
+      deadLetter: "dead.slow",
+      breaker: { failureRatio: 1, minimum: 1 },
+    });
+    let starts = 0;
+    const app = createApp({ streams: [slow, dead] }).on(worker, () => {
+      starts += 1;
+      throw new Error("down");
+    });
+    system = await startSystem(app);
+    system.tcp.subscribe("sortie.breakers.>", {
+      callback: (_, message) => {
+        if (message.string().includes('"open"')) opened.resolve();
+      },
+    });
+    for (let n = 0; n < 10; n++) await system.publish("slow", { n });
+    expect((await system.invoke()).consumers).toMatchObject([{ ended: "open", retried: 1, returned: 9 }]);
+    expect(starts).toBe(1);
+  });
+});
+
 describe("a pause of an operator", () => {
   it("is neither shortened by a breaker that opens, nor ended by one that is reset", async () => {
     const { system, other, info } = await start({ minimum: 30 });
     const until = new Date(Date.now() + 3_600_000);
+    const paused = Promise.withResolvers<void>();
+    other.lastWait = paused.promise;
     const opening = system.invoke();
-    await expect.poll(() => other.starts.length).toBeGreaterThan(20);
+    await expect.poll(() => other.starts).toContain(29);
     await system.jsm.consumers.pause("JOBS", "worker", until);
+    paused.resolve();
     expect((await opening).consumers).toMatchObject([{ ended: "open" }]);
     expect(Date.parse((await info()).config.pause_until ?? "")).toBe(until.getTime());
     const connection = await system.connect();

@@ -119,6 +119,28 @@ describe("of messages with the same key", () => {
     expect(system.events.filter(({ event }) => event === "duplicate")).toHaveLength(1);
   });
 
+  it("is asked for again while another invocation has it, whose claim may end long before its time", async () => {
+    const running = Promise.withResolvers<void>();
+    const end = Promise.withResolvers<void>();
+    const handled: number[] = [];
+    await start(async ({ data: { n } }) => {
+      handled.push(n);
+      if (n > 1) return;
+      running.resolve();
+      await end.promise;
+      throw new NonRetriableError("card declined");
+    });
+    await system.publish("payments.due", { order: "a", n: 1 });
+    const first = system.invoke({ budgetMs: 60_000 });
+    await running.promise;
+    await system.publish("payments.due", { order: "a", n: 2 });
+    const second = system.invoke({ budgetMs: 12_000, linger: "5s" });
+    setTimeout(() => end.resolve(), 300);
+    await first;
+    await expect.poll(() => handled).toEqual([1, 2]); // long before the first one's sixty seconds are over
+    await second;
+  });
+
   it("is not asked for by everyone, time and again, while one of many messages is being handled", async () => {
     const running = Promise.withResolvers<void>();
     const end = Promise.withResolvers<void>();

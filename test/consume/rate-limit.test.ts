@@ -107,6 +107,46 @@ describe("a rate limit", () => {
     expect(starts.map(({ attempt }) => attempt)).toEqual(starts.map(() => 1));
   });
 
+  it("by key is used although handlers of others have all the places", async () => {
+    const key = ({ data }: { data: z.infer<typeof Job> }) => data.customer;
+    const busy: Started[] = [];
+    const worker = defineConsumer(jobs, "worker", {
+      ...base,
+      concurrency: 2,
+      rateLimit: { messages: 2, per: "1s", key },
+    });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, async ({ data: { customer }, attempt }) => {
+      if (customer === "one") busy.push({ at: Date.now(), customer, attempt });
+      else await new Promise((resolve) => setTimeout(resolve, 150 + Math.random() * 200));
+    });
+    system = await startSystem(app);
+    for (let n = 0; n < 12; n++) await system.publish("jobs.a", { n });
+    for (let n = 0; n < 60; n++) await system.publish("jobs.a", { n, customer: `other ${n}` });
+    await system.invoke({ budgetMs: 6_000, linger: "until-budget" });
+    expect(busy.length).toBeGreaterThanOrEqual(6); // of 11: with the starts that it lost it was 3
+  });
+
+  it("holds where reading a message takes its time", async () => {
+    const validate = async (value: unknown) => {
+      await new Promise((resolve) => setTimeout(resolve, Math.random() * 500));
+      return { value };
+    };
+    const slow = defineStream("SLOW", {
+      subjects: { slow: { "~standard": { version: 1, vendor: "test", validate } } as const },
+      retention: "workqueue",
+    });
+    const starts: Started[] = [];
+    const rateLimit = { messages: 20, per: "1s" } as const;
+    const worker = defineConsumer(slow, "worker", { deadLetter: "dead.slow", concurrency: 64, rateLimit });
+    const app = createApp({ streams: [slow, dead] }).on(worker, ({ attempt }) => {
+      starts.push({ at: Date.now(), customer: "", attempt });
+    });
+    system = await startSystem(app);
+    for (let n = 0; n < 50; n++) await system.publish("slow", { n });
+    expect((await system.invoke()).consumers).toMatchObject([{ acked: 50 }]);
+    expect(most(starts, 1_000)).toBeLessThanOrEqual(22);
+  });
+
   it("has more to do where the next slot is near, for one invocation and not for several", async () => {
     const { system } = await start({ messages: 20, per: "1s" });
     for (let n = 0; n < 200; n++) await system.publish("jobs.a", { n });
@@ -223,6 +263,18 @@ describe("slots", () => {
   it("are not looked for beyond an hour, in which a limit may be loosened", () => {
     const { slots } = planSlots({ next: 0, line: hour - 5 }, ask(3, false, -1), 0, rate);
     expect(slots).toEqual(again(hour, hour, hour));
+  });
+
+  it("have one line, though hosts' clocks are apart", () => {
+    const line = { next: 1_030, line: 1_000 + hour + 50 };
+    expect(planSlots(line, ask(1, true, 1_000), 1_000, rate).slots).toEqual(again(1_000 + hour + 50));
+  });
+
+  it("are waited for by those who can, and are then asked for again, in their turn", () => {
+    const asks = ask(3, false, 900).map((one) => ({ ...one, waitsUntil: 1_015 }));
+    const { slots, line } = planSlots({ next: 1_000, line: 2_000 }, asks, 900, rate);
+    expect(slots).toEqual(again(1_000, 1_010, 2_010));
+    expect(line).toBe(2_010);
   });
 
   it("are nearer where the limit has been loosened, and further off where it was tightened", () => {
