@@ -171,13 +171,13 @@ describe("large messages that the server has given up on", () => {
     const connection = await system.connect();
     await apply(connection, { streams: app.streams, consumers: [worker] });
     await connection.close();
-    await publish(60, "x".repeat(500_000));
+    await publish(24, "x".repeat(500_000));
     await system.jsm.consumers.update("JOBS", "worker", { ack_wait: 1_000_000_000 }); // to be given up on soon
     const consumer = await system.js.consumers.get("JOBS", "worker");
-    for (let given = 0; given < 60; )
-      for await (const _ of await consumer.fetch({ max_messages: 20, expires: 1_000 })) given += 1;
+    for (let given = 0; given < 24; )
+      for await (const _ of await consumer.fetch({ max_messages: 12, expires: 1_000 })) given += 1;
     const advisories = async () => (await system.jsm.streams.info("SORTIE_EXHAUSTED")).state.messages;
-    await expect.poll(advisories).toBe(60);
+    await expect.poll(advisories).toBe(24);
     let [reading, mostAtOnce] = [0, 0];
     const { consumers } = await system.invoke({
       bindings: app.bindings,
@@ -195,8 +195,8 @@ describe("large messages that the server has given up on", () => {
         return altered(connection, { request });
       },
     });
-    expect(consumers[0]).toMatchObject({ acked: 60, leaseLost: 0, unconfirmed: 0, ended: "drained" });
-    expect(handled).toBe(60);
+    expect(consumers[0]).toMatchObject({ acked: 24, leaseLost: 0, unconfirmed: 0, ended: "drained" });
+    expect(handled).toBe(24);
     expect(mostAtOnce * 3 * 500_000).toBeLessThanOrEqual(options.maxBytes); // read as text, three times their bytes
     expect((await system.jsm.streams.info("JOBS")).state.messages).toBe(0);
   });
