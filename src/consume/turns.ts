@@ -109,7 +109,7 @@ export function openTurns(
       const otherwise = await beforeAlone(one, attempts);
       if (otherwise && suspects.delete(one)) leave(one, otherwise);
       if (!suspects.has(one)) return;
-      const ms = (clock.budget.stopAt - now()) / 2;
+      const ms = Math.max(0, clock.budget.stopAt - now()) / 2;
       const entrance = await point("waiting for a turn to run alone", gate.enterAlone(participant, ms));
       const isHere = suspects.delete(one);
       if (!entrance) {
