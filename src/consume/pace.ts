@@ -188,7 +188,7 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
       });
     },
     putOff(again, attempts) {
-      if (!key) over = true;
+      if (!key && again > clock.budget.stopAt) over = true;
       const delayMs = Math.max(key ? slotWaitMs : 1, Math.ceil(again - now())); // sooner, it could as well have waited
       return { settlement: { kind: "return", delayMs }, attempts };
     },

@@ -85,6 +85,7 @@ export async function settle(
 
   async function retry(decided: Outcome, delayMs: number, fromMs = parkFromMs): Promise<Settled> {
     const { parkedUntil, ...attempts } = decided.attempts;
+    let unparked: string | undefined;
     const parked = (held.source === "own" && parkedUntil !== undefined) || isParked(delayMs, fromMs);
     if (parked) {
       const until = parkedUntil ?? Math.round(clock.now() + delayMs);
@@ -103,12 +104,13 @@ export async function settle(
           return { settlement: { kind: "return", delayMs: asideMs }, attempts: decided.attempts };
         }
         if (!(error instanceof SortieError) || error.code === "timed-out") throw error;
+        unparked = textOf(error); // it keeps its place in the consumer
       }
     }
     if (held.originAck) connection.publish(held.originAck, ACK); // what it was lost for may be over
     const trouble = await writtenDown(held.source === "parked" ? decided.attempts : attempts);
     await confirm(held.ackSubject, nak(delayMs), clock.budget.settleBy);
-    return { ...decided, ...trouble };
+    return { ...decided, ...(unparked && { trouble: unparked }), ...trouble };
   }
 
   async function deadLetter(reason: DeadLetterReason): Promise<Settled> {
@@ -121,10 +123,12 @@ export async function settle(
       const backoff = backoffMs(consumer.retry.backoff, Math.max(1, attempts.started), Math.random());
       const delayMs = unsure ? Math.min(backoff, sureAgainMs) : backoff;
       const verdict = { reason, error: textOf(error) };
-      return retry(
-        { settlement: { kind: "retry", delayMs }, error: refusal, attempts: { ...attempts, verdict } },
-        delayMs,
-      );
+      const again: Outcome = {
+        settlement: { kind: "retry", delayMs },
+        error: refusal,
+        attempts: { ...attempts, verdict },
+      };
+      return { trouble: textOf(refusal), ...(await retry(again, delayMs)) };
     }
     await leaveForGood(TERM);
     return outcome;

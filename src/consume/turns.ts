@@ -16,8 +16,8 @@ const busyMs = 25;
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
 
-/** How long one that runs alone waits for a start under a rate limit, with everyone else waiting for it. */
-const aloneWaitMs = 10_000;
+/** How long everyone waits for one that runs alone, while that waits itself: for a start under a rate limit, or in place. */
+const aloneWaitMs = 100;
 
 /** Gives each message in hand its turn: as many handlers side by side as the consumer's concurrency, a suspect alone. */
 export interface Turns {
@@ -106,26 +106,28 @@ export function openTurns(
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
-      const otherwise = await beforeAlone(one, attempts);
-      if (otherwise && suspects.delete(one)) leave(one, otherwise);
-      if (!suspects.has(one)) return;
-      const ms = Math.max(0, clock.budget.stopAt - now()) / 2;
-      const entrance = await point("waiting for a turn to run alone", gate.enterAlone(participant, ms));
-      const isHere = suspects.delete(one);
-      if (!entrance) {
-        if (!isHere) return;
-        one.entry = { ...(one.entry ?? noAttempts), attempts }; // in company, of which nothing is concluded if they die
-        queue.push(one);
-        startNext();
-        return;
-      }
-      if (!isHere) {
-        gate.handled(); // it was handed back meanwhile
+      const by = now() + Math.max(0, clock.budget.stopAt - now()) / 2;
+      while (suspects.has(one)) {
+        const otherwise = await beforeAlone(one, attempts);
+        if (otherwise && suspects.delete(one)) leave(one, otherwise);
+        if (!suspects.has(one)) return;
+        const asked = gate.enterAlone(participant, Math.max(0, by - now()));
+        const entrance = await point("waiting for a turn to run alone", asked);
+        if (!entrance) {
+          if (!suspects.delete(one)) return;
+          one.entry = { ...(one.entry ?? noAttempts), attempts }; // in company, of which nothing is concluded if they die
+          queue.push(one);
+          startNext();
+          return;
+        }
+        if (suspects.has(one) && (await startsSoon(one, attempts)) && suspects.delete(one)) {
+          one.inside = entrance;
+          await startAgain(one, attempts, true);
+          return;
+        }
+        gate.handled(); // it was handed back meanwhile, or others may go on while it waits
         gate.leave(entrance);
-        return;
       }
-      one.inside = entrance;
-      await startAgain(one, attempts, true);
     },
     startNext,
     stop,
@@ -264,6 +266,18 @@ export function openTurns(
     return returned(attempts);
   }
 
+  /** Whether one that is alone now may be started before others notice; its start may have been missed meanwhile. */
+  async function startsSoon(one: Held, attempts: Attempts): Promise<boolean> {
+    if (!pace || pace.lets(one)) return true;
+    const otherwise = await orReturned(attempts, async () => {
+      const slot = await pace.ask(one, aloneWaitMs);
+      if ("at" in slot) await pace.until(slot.at);
+      return undefined;
+    });
+    if (otherwise && suspects.delete(one)) leave(one, otherwise);
+    return pace.lets(one);
+  }
+
   async function findLimit(one: Held, pace: Pace): Promise<void> {
     const before = attemptsOf(one);
     const otherwise = await orReturned(before, () => pace.find(one, before));
@@ -325,7 +339,7 @@ export function openTurns(
   /** A start that is not known to be the first is written down before, so that it is known whatever happens. */
   async function startAgain(one: Held, before: Attempts, alone: boolean, inPlace = 0): Promise<void> {
     running += 1; // it has its place from now on
-    const ms = alone ? (pace?.byKey ? slotWaitMs : aloneWaitMs) : undefined;
+    const ms = alone ? aloneWaitMs : undefined;
     const inItsTime = async () => (inPlace > 0 ? undefined : (await inTime([one], [before], ms))[0]);
     const otherwise =
       (await inItsTime()) ?? (await orReturned(before, () => announce(one, before, alone))) ?? (await inItsTime()); // writing takes its time
@@ -376,7 +390,8 @@ export function openTurns(
       took(now() - started, 1);
       const outcome = "inPlaceMs" in came ? came.otherwise : came;
       breaker?.ended(outcome);
-      if ("inPlaceMs" in came && !isOver()) void startInPlace(one, came, inPlace + 1);
+      const keepsOthers = one.announced?.alone && "inPlaceMs" in came && came.inPlaceMs > aloneWaitMs;
+      if ("inPlaceMs" in came && !isOver() && !keepsOthers) void startInPlace(one, came, inPlace + 1);
       else leave(one, outcome);
     }
   }

@@ -169,10 +169,10 @@ function greetAhead(socket: WebSocket, said: (refused?: Error) => void): void {
     socket.send = send;
     socket.addEventListener("message", function listen({ data }) {
       const text = new TextDecoder().decode(data);
-      const error = /^-ERR '(.*)'/m.exec(text)?.[1];
-      if (!error && !/^PONG\r\n/m.test(text)) return;
+      const first = /^(?:PONG\r\n|-ERR '(.*)')/m.exec(text); // what comes after the PONG is about something else
+      if (!first) return;
       socket.removeEventListener("message", listen);
-      said(error ? new Error(error) : undefined);
+      said(first[1] === undefined ? undefined : new Error(first[1]));
     });
     socket.onmessage?.({ data: new TextEncoder().encode("PONG\r\n").buffer } as MessageEvent);
   };

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { DiscardPolicy } from "@nats-io/jetstream";
 import { describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, list } from "../../src/index.ts";
@@ -110,5 +111,26 @@ describe.concurrent("a parked message whose own acknowledgement was lost", () =>
       .poll(async () => (await system.invoke()) && stored(system))
       .toEqual({ jobs: 0, parked: 0, dead: letters });
     expect(seen).toEqual(expected);
+  });
+});
+
+describe("a retry that cannot be parked", () => {
+  it("stays with its consumer, and the report says why", async () => {
+    const worker = defineConsumer(jobs, "worker", {
+      deadLetter: "dead.jobs",
+      ackWait: "1s",
+      maxAckPending: 100,
+      retry: { attempts: 3, backoff: list(["1m"]) },
+    });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, () => {
+      throw new Error("not yet");
+    });
+    await using system = await startSystem(app);
+    const { config } = await system.jsm.streams.info("SORTIE_PARKED");
+    await system.jsm.streams.update("SORTIE_PARKED", { ...config, max_msgs: 1, discard: DiscardPolicy.New });
+    for (const n of [1, 2, 3]) await system.publish("jobs.a", n);
+    const { consumers } = await system.invoke();
+    expect(consumers).toMatchObject([{ retried: 3, error: expect.stringContaining("maximum messages exceeded") }]);
+    expect((await system.jsm.consumers.info("JOBS", "worker")).num_ack_pending).toBe(2);
   });
 });

@@ -7,7 +7,7 @@ import { connect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { altered } from "../support/connections.ts";
 import { startProxy } from "../support/peers.ts";
-import { type System, startSystem } from "../support/system.ts";
+import { type System, type SystemOptions, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number(), pad: z.string().optional() });
 const jobs = defineStream("JOBS", { subjects: { "jobs.a": Job }, retention: "workqueue" });
@@ -19,9 +19,10 @@ afterEach(() => system[Symbol.asyncDispose]());
 function start(
   options: Partial<ConsumerOptions<"jobs.a">>,
   handler: Handler<typeof jobs.schemas, "jobs.a", typeof jobs> = () => {},
+  server: SystemOptions = {},
 ) {
   const worker = defineConsumer(jobs, "worker", { filter: "jobs.a", deadLetter: "dead.jobs", ...options });
-  return startSystem(createApp({ streams: [jobs, dead] }).on(worker, handler));
+  return startSystem(createApp({ streams: [jobs, dead] }).on(worker, handler), server);
 }
 
 async function publish(count: number, pad = "") {
@@ -381,7 +382,8 @@ describe("acknowledgements of a message and of a parked copy, which go to two co
     system = await start(options, async ({ data: { n }, attempt }) => {
       if (n === 1 && attempt === 1) throw new Error("it is parked");
       began ??= Date.now() + 500;
-      await new Promise((resolve) => setTimeout(resolve, (began ?? 0) + (ends[n] ?? 0) - Date.now()));
+      const ms = Math.max(0, began + (ends[n] ?? 0) - Date.now());
+      await new Promise((resolve) => setTimeout(resolve, ms));
       // when its own acknowledgement has come to the server, and before the next one's does
       if (n === 2) setTimeout(() => void system.jsm.consumers.delete("JOBS", "worker"), 210);
     });
@@ -415,5 +417,21 @@ describe("a consumer of which the server gives nothing", () => {
     const taken = await (await system.js.consumers.get("JOBS", "worker")).fetch({ max_messages: 2 });
     for await (const message of taken) message.working();
     expect((await system.invoke()).consumers).toMatchObject([{ pulled: 0, ended: "held", lag: 5, more: false }]);
+  });
+});
+
+describe("a login that may not pull", () => {
+  it("is told in the report, each time, and not taken for one that was refused", async () => {
+    const config = `no_auth_user: admin
+      authorization { users: [
+        { user: admin, password: admin }
+        { user: function, password: secret, permissions: { publish: { deny: ["$JS.API.CONSUMER.MSG.NEXT.JOBS.worker"] } } }
+      ] }`;
+    system = await start({}, () => {}, { config });
+    await publish(1);
+    const asFunction = (ms: number) => connect({ url: system.server.url.replace("//", "//function:secret@") }, ms);
+    const invoked = Array.from({ length: 6 }, () => system.invoke({ connect: asFunction, budgetMs: 4_000 }));
+    const failed = { ended: "failed", error: expect.stringMatching(/may not pull|could not be pulled/) };
+    for (const { consumers } of await Promise.all(invoked)) expect(consumers).toMatchObject([failed]);
   });
 });

@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
-import { createApp, defineConsumer, defineStream, RetryAfterError } from "../../src/index.ts";
+import { createApp, defineConsumer, defineStream, fixed, RetryAfterError } from "../../src/index.ts";
 import { crashPoints } from "../../src/nats/within.ts";
 import { type System, startSystem } from "../support/system.ts";
 
@@ -166,6 +166,35 @@ describe("suspects of one consumer", () => {
     expect(order.slice(1, 3), order.join(", ")).toEqual(["plain", "plain"]); // as many as its concurrency
     const before = order.slice(0, order.lastIndexOf("plain")).filter((name) => name !== "plain");
     expect(before.length, order.join(", ")).toBeLessThanOrEqual(4);
+  });
+});
+
+describe("a suspect that is to be started once more in place", () => {
+  it("keeps nobody waiting for that: it is retried", async () => {
+    class Later extends Error {}
+    const starts: number[] = [];
+    const attempts: number[] = [];
+    const rules = [{ on: Later, do: { inPlace: 2, delay: "2s" } }] as const;
+    const retry = { attempts: 5, backoff: fixed(20), rules };
+    const one = defineConsumer(stream, "one", { filter: "work.one", deadLetter: "dead.work", retry });
+    const two = defineConsumer(stream, "two", { filter: "work.two", deadLetter: "dead.work", concurrency: 1 });
+    const app = createApp({ streams: [stream, dead] })
+      .on(one, ({ attempt }) => {
+        attempts.push(attempt);
+        if (attempt === 1) throw new Later("not yet");
+      })
+      .on(two, async () => {
+        starts.push(Date.now());
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      });
+    system = await startSystem(app);
+    await system.publish("work.one", { n: 0 });
+    (await (await system.js.consumers.get("WORK", "one")).next({ expires: 5_000 }))?.nak();
+    for (let n = 0; n < 50; n++) await system.publish("work.two", { n });
+    expect((await system.invoke({ linger: "3s" })).consumers).toMatchObject([{ acked: 1, retried: 1 }, { acked: 50 }]);
+    expect(attempts).toEqual([1, 2]);
+    const gaps = starts.slice(1).map((at, n) => at - (starts[n] ?? 0));
+    expect(Math.max(...gaps)).toBeLessThan(1_500);
   });
 });
 
