@@ -44,7 +44,7 @@ export interface BatchTurn {
   readonly shared: Circumstances;
   /** Whether there is time to start anything. */
   mayStart(): boolean;
-  /** Whether nothing is to be started for now, by a circuit breaker. */
+  /** Whether a circuit breaker holds back all that would start. */
   holds(): boolean;
   /** Whether no other invocation may have it by now. */
   isOurs(one: Held): boolean;

@@ -137,12 +137,11 @@ export function createGate(now: () => number, most: number): Gate {
         const one = { priority, letIn };
         const giveUp = setTimeout(() => {
           waiting.splice(waiting.indexOf(one), 1);
-          if (waiting.length === 0) {
-            clearTimeout(looking);
-            last = false;
-          }
           letIn();
-          if (waiting.length === 0) tell();
+          if (waiting.length > 0) return;
+          clearTimeout(looking);
+          last = false;
+          tell();
         }, ms);
         const behind = waiting.findIndex((other) => other.priority < priority);
         waiting.splice(behind < 0 ? waiting.length : behind, 0, one);

@@ -194,15 +194,12 @@ export function openTurns(
     running -= 1;
     waiting -= 1;
     const over = isOver();
-    const outcomeOf = (one: Held, n: number) => outcomes[n] ?? (over ? returned(attemptsOf(one)) : undefined);
-    const staying = batch.filter((one, n) => !outcomeOf(one, n));
+    const leaving = batch.map((one, n) => outcomes[n] ?? (over ? returned(attemptsOf(one)) : undefined));
+    const staying = batch.filter((_, n) => !leaving[n]);
     const ready = mayStart() ? staying.filter((one) => pace?.lets(one)) : [];
     queue.unshift(...staying.filter((one) => !ready.includes(one))); // it has missed its start, or others have the places
     if (ready.length > 0) startThese(ready);
-    for (const [n, one] of batch.entries()) {
-      const outcome = outcomeOf(one, n);
-      if (outcome && !staying.includes(one)) leave(one, outcome);
-    }
+    for (const [n, one] of batch.entries()) if (leaving[n]) leave(one, leaving[n]);
     startNext();
   }
 
@@ -254,14 +251,13 @@ export function openTurns(
     while (!isOver()) {
       const next = pace.nextFor(one);
       if (next <= now()) return undefined;
-      if (next <= now() + slotWaitMs) await pace.until(next);
-      else {
-        const putOff = await orReturned(attempts, async () => {
+      if (next > now() + slotWaitMs) {
+        return orReturned(attempts, async () => {
           const slot = await pace.ask(one, 0);
           return "again" in slot ? pace.putOff(slot.again, attempts) : undefined;
         });
-        return putOff;
       }
+      await pace.until(next);
     }
     return returned(attempts);
   }
