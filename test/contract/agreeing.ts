@@ -33,7 +33,7 @@ export function agreeing(start: Start): void {
       const consumer = worker({ rateLimit: { messages: 20, per: "1s", key }, maxAckPending: 10 });
       await using system = await start(appOf(consumer, ({ data }) => starts.push(data.n)));
       await publishJobs(system, 35, 0);
-      await Promise.all([1, 2].map(() => system.invoke({ budgetMs: 6_000, linger: "1s" })));
+      await Promise.all([1, 2].map(() => system.invoke({ budgetMs: 8_000, linger: "3s" })));
       expect(starts.toSorted((a, b) => a - b)).toEqual(Array.from({ length: 35 }, (_, n) => n));
       expect(starts.indexOf(34)).toBeLessThan(25);
       expect(await unfinished(system)).toMatchObject({ num_pending: 0, num_ack_pending: 0 });
