@@ -27,12 +27,12 @@ async function start(
     up: false,
     error: new Error("the other side is down"),
     starts: [] as number[],
-    lateWait: Promise.resolve(), // of those after the twenty-fifth
+    lastWait: Promise.resolve(), // of the thirtieth, and those after it
   };
   const app = createApp({ streams: [jobs, dead] }).on(worker, async ({ data: { n } }) => {
     other.starts.push(n);
     await new Promise((resolve) => setTimeout(resolve, 2));
-    if (other.starts.length > 25) await other.lateWait;
+    if (other.starts.length >= 30) await other.lastWait;
     if (!other.up) throw other.error;
   });
   const made = await startSystem(app);
@@ -327,9 +327,9 @@ describe("a pause of an operator", () => {
     const { system, other, info } = await start({ minimum: 30 });
     const until = new Date(Date.now() + 3_600_000);
     const paused = Promise.withResolvers<void>();
-    other.lateWait = paused.promise;
+    other.lastWait = paused.promise;
     const opening = system.invoke();
-    await expect.poll(() => other.starts.length).toBeGreaterThan(25);
+    await expect.poll(() => other.starts.length).toBeGreaterThan(29);
     await system.jsm.consumers.pause("JOBS", "worker", until);
     paused.resolve();
     expect((await opening).consumers).toMatchObject([{ ended: "open" }]);
