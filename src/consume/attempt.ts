@@ -73,9 +73,7 @@ export function attempt(
       const what = `the schema of consumer "${consumer.name}"`;
       return clock
         .handling(what, reading)
-        .then((message) =>
-          clock.signal.aborted || !mayStart() ? notStarted(before) : ended(one, handle(one, message)),
-        )
+        .then((message) => (clock.signal.aborted || !mayStart() ? returned(before) : ended(one, handle(one, message))))
         .catch((error: unknown) => failed(one, error));
     }
     return ended(one, handle(one, reading));
@@ -164,8 +162,9 @@ export function isAcknowledged({ settlement }: Outcome): boolean {
   return settlement === acknowledged;
 }
 
-export function notStarted(attempts: Attempts): Outcome {
-  return { settlement: { kind: "return" }, attempts };
+/** Handed back, which is no attempt. */
+export function returned(attempts: Attempts, delayMs = 0): Outcome {
+  return { settlement: { kind: "return", delayMs }, attempts };
 }
 
 /** The attempts with one more start, which has ended. */

@@ -7,8 +7,8 @@ import {
   type Again,
   attempt,
   failed,
-  notStarted,
   type Outcome,
+  returned,
   sendAll,
   succeeded,
   type Try,
@@ -17,22 +17,20 @@ import {
 import { type Failures, failuresIn, notOfBatch } from "./batch.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding, HandlerContext } from "./handler.ts";
-import type { Held } from "./held.ts";
-import { type Attempts, noAttempts } from "./ledger.ts";
+import { type Held, type Member, memberOf } from "./held.ts";
+import type { Attempts } from "./ledger.ts";
 import { read } from "./message.ts";
 import { Outbox } from "./outbox.ts";
 import { decideTogether } from "./settlement.ts";
 
-/** A message of a batch, with what is known of its starts before. */
-interface Member {
-  readonly one: Held;
-  readonly before: Attempts;
-  /** How many of them were just before, in place. */
+/** A message of a batch. */
+interface BatchMember extends Member {
+  /** How many of its starts before were just before, in place. */
   readonly inPlace: number;
 }
 
 /** A message of a batch that is being started. */
-interface Reading extends Try, Member {}
+interface Reading extends Try, BatchMember {}
 
 interface Started extends Reading {
   readonly message: Message;
@@ -62,7 +60,7 @@ export interface BatchTurn {
  * written down before, all in one flight. Never throws.
  */
 export async function startTogether(batch: readonly Held[], turn: BatchTurn): Promise<void> {
-  const members = batch.map((one): Member => ({ one, before: one.entry?.attempts ?? noAttempts.attempts, inPlace: 0 }));
+  const members = batch.map((one): BatchMember => ({ ...memberOf(one), inPlace: 0 }));
   const again = members.filter(({ one }) => one.entry);
   if (again.length === 0) return attemptTogether(members, turn);
   const announced = new Set(passing(again, await turn.announce(again), turn));
@@ -72,10 +70,10 @@ export async function startTogether(batch: readonly Held[], turn: BatchTurn): Pr
 
 /** Who goes on; the others leave as was answered for them. */
 function passing(
-  members: readonly Member[],
+  members: readonly BatchMember[],
   otherwise: readonly (Outcome | undefined)[],
   { leave }: BatchTurn,
-): readonly Member[] {
+): readonly BatchMember[] {
   return members.filter(({ one }, n) => {
     const outcome = otherwise[n];
     if (outcome) leave(one, outcome);
@@ -88,12 +86,12 @@ function passing(
  * each how it leaves. One that fails leaves as if a handler of its own had failed; where the handler throws, halves are
  * started again, so that n messages have 2n - 1 starts at most, and nobody is charged before it has failed by itself.
  */
-async function attemptTogether(members: readonly Member[], turn: BatchTurn): Promise<void> {
+async function attemptTogether(members: readonly BatchMember[], turn: BatchTurn): Promise<void> {
   const { binding, shared } = turn;
   const isToStart = turn.mayStart() && !turn.holds();
   const ours = members.filter(({ one, before }) => {
     const starts = isToStart && turn.isOurs(one);
-    if (!starts) turn.leave(one, notStarted(before));
+    if (!starts) turn.leave(one, returned(before));
     return starts;
   });
   const [only] = ours;
@@ -133,7 +131,7 @@ async function attemptTogether(members: readonly Member[], turn: BatchTurn): Pro
 }
 
 /** Reads each by itself. Who cannot be read has failed alone, and the others go on. */
-async function readEach(members: readonly Member[], turn: BatchTurn): Promise<Started[]> {
+async function readEach(members: readonly BatchMember[], turn: BatchTurn): Promise<Started[]> {
   const { binding, shared } = turn;
   const { clock } = shared;
   const { consumer } = binding;
@@ -159,7 +157,7 @@ async function readEach(members: readonly Member[], turn: BatchTurn): Promise<St
   if (unread.length > 0) await conclude(unread, turn);
   const started = all.filter((each): each is Started => each.message !== undefined);
   if (slow.length > 0 && turn.holds()) {
-    for (const { one, before } of started) turn.leave(one, notStarted(before));
+    for (const { one, before } of started) turn.leave(one, returned(before));
     return [];
   }
   if (slow.length === 0 || turn.mayStart()) return started;
@@ -230,12 +228,12 @@ async function sendEach(
 }
 
 /** What a start came to for one message. */
-type Concluded = readonly [member: Member, came: Outcome | Again];
+type Concluded = readonly [member: BatchMember, came: Outcome | Again];
 
 /** Each leaves by itself; those that are to be started once more in place are, together. */
 async function conclude(all: readonly Concluded[], turn: BatchTurn): Promise<void> {
   turn.ended(all.map(([, came]) => ("inPlaceMs" in came ? came.otherwise : came)));
-  const again: [Member, Again][] = [];
+  const again: [BatchMember, Again][] = [];
   for (const [member, came] of all) {
     if ("inPlaceMs" in came) again.push([member, came]);
     else turn.leave(member.one, came);
@@ -249,7 +247,7 @@ async function conclude(all: readonly Concluded[], turn: BatchTurn): Promise<voi
     for (const [{ one }, { otherwise }] of again) turn.leave(one, otherwise);
     return;
   }
-  const members = again.map(([{ one, inPlace }, { otherwise }]): Member => {
+  const members = again.map(([{ one, inPlace }, { otherwise }]): BatchMember => {
     return { one, before: otherwise.attempts, inPlace: inPlace + 1 };
   });
   await attemptTogether(passing(members, await turn.announce(members), turn), turn);
@@ -282,7 +280,7 @@ async function failedTogether(started: readonly Started[], error: unknown, turn:
 }
 
 /** Nobody can tell any more whether a message would have failed by itself: it is charged nothing, and has no company next. */
-function leftApart({ before }: Member, error: unknown, { binding }: BatchTurn): Outcome {
+function leftApart({ before }: BatchMember, error: unknown, { binding }: BatchTurn): Outcome {
   const delayMs = backoffMs(binding.consumer.retry.backoff, before.started + 1, Math.random());
   return { settlement: { kind: "retry", delayMs }, error, attempts: apart(before) };
 }

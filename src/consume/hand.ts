@@ -2,7 +2,7 @@ import { textOf } from "../errors.ts";
 import { onClosed } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { point } from "../nats/within.ts";
-import { isAcknowledged, type Outcome } from "./attempt.ts";
+import { isAcknowledged, type Outcome, returned } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { openClaims } from "./claims.ts";
 import { ACK, confirmEach, confirmTogether } from "./confirm.ts";
@@ -15,7 +15,7 @@ import { settle } from "./settle.ts";
 import type { Source } from "./source.ts";
 import type { Beginning } from "./start.ts";
 import type { Tally } from "./tally.ts";
-import { type Limits, openTurns, returned, troubleMs } from "./turns.ts";
+import { type Limits, openTurns, troubleMs } from "./turns.ts";
 
 /** What an invocation has in hand for one consumer: from being delivered until being settled. */
 export interface Hand {

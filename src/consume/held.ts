@@ -2,7 +2,7 @@ import type { Start } from "../dead-letter/story.ts";
 import type { Message } from "../define/message.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import type { Entrance } from "./gate.ts";
-import type { Entry } from "./ledger.ts";
+import { type Attempts, type Entry, noAttempts } from "./ledger.ts";
 import type { Source } from "./source.ts";
 
 /** A delivery in hand. */
@@ -43,4 +43,20 @@ export interface Held {
   claim?: { readonly subject: string; readonly by: string; readonly revision: number };
   /** Of a parked copy, where the delivery that it was made of is acknowledged. */
   originAck?: string;
+}
+
+/** A message that is to be started, with others or without. */
+export interface Member {
+  readonly one: Held;
+  /** What is known of its starts before. */
+  readonly before: Attempts;
+}
+
+/** A message by itself, as it is known. */
+export function memberOf(one: Held): Member {
+  return { one, before: attemptsOf(one) };
+}
+
+export function attemptsOf({ entry }: Held): Attempts {
+  return (entry ?? noAttempts).attempts;
 }

@@ -9,7 +9,7 @@ import type { Outcome } from "./attempt.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { ACK, type Confirmation, TERM } from "./confirm.ts";
 import type { Binding } from "./handler.ts";
-import type { Held } from "./held.ts";
+import { attemptsOf, type Held } from "./held.ts";
 import { type Attempts, merged, noAttempts } from "./ledger.ts";
 import { park } from "./park.ts";
 import { asideMs } from "./start.ts";
@@ -167,7 +167,7 @@ export async function settle(
     }
     try {
       const other = await ledger.read(held.delivery, left());
-      const before = held.entry?.attempts ?? noAttempts.attempts;
+      const before = attemptsOf(held);
       const both = merged(other.attempts, attempts, { before, announced: held.opened ?? [] });
       held.entry = await ledger.write(held.delivery, other, both, left());
       return undefined;

@@ -1,12 +1,13 @@
 import { textOf } from "../errors.ts";
 import { isConflict } from "../nats/records.ts";
 import { pause, point } from "../nats/within.ts";
-import { type Again, attempt, type Outcome } from "./attempt.ts";
+import { type Again, attempt, type Outcome, returned } from "./attempt.ts";
 import { startTogether } from "./batch-attempt.ts";
 import type { Breaker } from "./breaker.ts";
 import type { Circumstances } from "./circumstances.ts";
 import type { Binding } from "./handler.ts";
-import type { Held } from "./held.ts";
+import { attemptsOf, type Held, type Member, memberOf } from "./held.ts";
+import { aloneWaitMs, openInTime } from "./in-time.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
 import { type Pace, slotWaitMs } from "./pace.ts";
 
@@ -15,9 +16,6 @@ const busyMs = 25;
 
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
-
-/** How long everyone waits for one that runs alone, while that waits itself: for a start under a rate limit, or in place. */
-const aloneWaitMs = 100;
 
 /** Gives each message in hand its turn: as many handlers side by side as the consumer's concurrency, a suspect alone. */
 export interface Turns {
@@ -81,6 +79,7 @@ export function openTurns(
   let starting = false;
   let busyFrom: number | undefined; // when the first handler was started since the event loop last came round
   const participant = { priority: consumer.priority, running: () => running, onOpen: startNext };
+  const inTime = openInTime(pace, { now, isOver, orReturned });
   gate.join(participant);
   breaker?.onRelease(startNext);
 
@@ -106,21 +105,23 @@ export function openTurns(
     },
     async alone(one, attempts) {
       suspects.set(one, attempts);
+      const suspect: Member = { one, before: attempts };
       const by = now() + Math.max(0, clock.budget.stopAt - now()) / 2;
       while (suspects.has(one)) {
-        const otherwise = await beforeAlone(one, attempts);
-        if (otherwise && suspects.delete(one)) leave(one, otherwise);
+        const before = await inTime.beforeAlone(suspect);
+        if (before && suspects.delete(one)) leave(one, before);
         if (!suspects.has(one)) return;
         const asked = gate.enterAlone(participant, Math.max(0, by - now()));
         const entrance = await point("waiting for a turn to run alone", asked);
         if (!entrance) {
           if (!suspects.delete(one)) return;
           one.entry = { ...(one.entry ?? noAttempts), attempts }; // in company, of which nothing is concluded if they die
-          queue.push(one);
-          startNext();
+          enqueue(one);
           return;
         }
-        if (suspects.has(one) && (await startsSoon(one, attempts)) && suspects.delete(one)) {
+        const otherwise = suspects.has(one) ? await inTime.whileAlone(suspect) : undefined;
+        if (otherwise && suspects.delete(one)) leave(one, otherwise);
+        if (inTime.lets(one) && suspects.delete(one)) {
           one.inside = entrance;
           await startAgain(one, attempts, true);
           return;
@@ -159,7 +160,7 @@ export function openTurns(
 
   function startThese(batch: readonly Held[]): void {
     const [one, another] = batch;
-    if (pace && !batch.every(pace.lets)) void startInTime(batch);
+    if (!batch.every(inTime.lets)) void startInTime(batch);
     else if (another) void startBatch(batch);
     else if (one) startThis(one);
   }
@@ -190,88 +191,17 @@ export function openTurns(
   async function startInTime(batch: readonly Held[]): Promise<void> {
     running += 1;
     waiting += 1;
-    const outcomes = await takeStarts(batch, batch.map(attemptsOf));
+    const outcomes = await inTime.take(batch.map(memberOf));
     running -= 1;
     waiting -= 1;
     const over = isOver();
     const leaving = batch.map((one, n) => outcomes[n] ?? (over ? returned(attemptsOf(one)) : undefined));
     const staying = batch.filter((_, n) => !leaving[n]);
-    const ready = mayStart() ? staying.filter((one) => pace?.lets(one)) : [];
+    const ready = mayStart() ? staying.filter(inTime.lets) : [];
     queue.unshift(...staying.filter((one) => !ready.includes(one))); // it has missed its start, or others have the places
     if (ready.length > 0) startThese(ready);
     for (const [n, one] of batch.entries()) if (leaving[n]) leave(one, leaving[n]);
     startNext();
-  }
-
-  /** Takes a start for each that has none now, and waits for the last of them. Answers how those leave that have none. */
-  async function takeStarts(
-    batch: readonly Held[],
-    attempts: readonly Attempts[],
-    { ms = pace?.byKey ? slotWaitMs : Infinity, all = false }: { ms?: number | undefined; all?: boolean } = {},
-  ): Promise<(Outcome | undefined)[]> {
-    if (!pace || batch.every(pace.lets)) return [];
-    const taking = batch.map(async (one, n) => {
-      if (!all && pace.lets(one)) return undefined;
-      const before = attempts[n] ?? noAttempts.attempts;
-      const outcome = await orReturned(before, async () => (await pace.find(one, before)) ?? take(one, before));
-      if (!outcome) await pace.until(one.slot ?? 0);
-      return outcome ?? (isOver() ? returned(before) : undefined);
-    });
-    return Promise.all(taking);
-
-    async function take(one: Held, before: Attempts): Promise<Outcome | undefined> {
-      const slot = await pace?.ask(one, ms);
-      return slot && "again" in slot ? pace?.putOff(slot.again, before) : undefined;
-    }
-  }
-
-  /** Waits until messages may be started, all at once. Answers for each how it leaves where it may not. */
-  async function inTime(
-    batch: readonly Held[],
-    attempts: readonly Attempts[],
-    ms?: number,
-  ): Promise<(Outcome | undefined)[]> {
-    const outcomes: (Outcome | undefined)[] = [];
-    const rest = () => [...batch.keys()].filter((n) => !outcomes[n]);
-    const isLate = () => pace && rest().some((n) => !pace.lets(batch[n] as Held));
-    while (isLate()) {
-      const some = rest();
-      const [those, theirs] = [some.map((n) => batch[n] as Held), some.map((n) => attempts[n] as Attempts)];
-      const came = await takeStarts(those, theirs, { ms, all: true });
-      for (const [at, n] of some.entries()) outcomes[n] = came[at];
-    }
-    return outcomes;
-  }
-
-  /** What it takes before one may wait to run alone: by key, a start would be lost while it does. */
-  async function beforeAlone(one: Held, attempts: Attempts): Promise<Outcome | undefined> {
-    if (!pace?.byKey) return (await inTime([one], [attempts]))[0];
-    const unread = await orReturned(attempts, () => pace.find(one, attempts));
-    if (unread) return unread;
-    while (!isOver()) {
-      const next = pace.nextFor(one);
-      if (next <= now()) return undefined;
-      if (next > now() + slotWaitMs) {
-        return orReturned(attempts, async () => {
-          const slot = await pace.ask(one, 0);
-          return "again" in slot ? pace.putOff(slot.again, attempts) : undefined;
-        });
-      }
-      await pace.until(next);
-    }
-    return returned(attempts);
-  }
-
-  /** Whether one that is alone now may be started before others notice; its start may have been missed meanwhile. */
-  async function startsSoon(one: Held, attempts: Attempts): Promise<boolean> {
-    if (!pace || pace.lets(one)) return true;
-    const otherwise = await orReturned(attempts, async () => {
-      const slot = await pace.ask(one, aloneWaitMs);
-      if ("at" in slot) await pace.until(slot.at);
-      return undefined;
-    });
-    if (otherwise && suspects.delete(one)) leave(one, otherwise);
-    return pace.lets(one);
   }
 
   async function findLimit(one: Held, pace: Pace): Promise<void> {
@@ -336,7 +266,7 @@ export function openTurns(
   async function startAgain(one: Held, before: Attempts, alone: boolean, inPlace = 0): Promise<void> {
     running += 1; // it has its place from now on
     const ms = alone ? aloneWaitMs : undefined;
-    const inItsTime = async () => (inPlace > 0 ? undefined : (await inTime([one], [before], ms))[0]);
+    const inItsTime = async () => (inPlace > 0 ? undefined : (await inTime.together([{ one, before }], ms))[0]);
     const otherwise =
       (await inItsTime()) ?? (await orReturned(before, () => announce(one, before, alone))) ?? (await inItsTime()); // writing takes its time
     running -= 1;
@@ -449,11 +379,7 @@ export function openTurns(
       isOurs,
       announce: (members) =>
         Promise.all(members.map(({ one, before }) => orReturned(before, () => announce(one, before, false)))),
-      inTime: (members) =>
-        inTime(
-          members.map(({ one }) => one),
-          members.map(({ before }) => before),
-        ),
+      inTime: inTime.together,
       ended(outcomes) {
         took(now() - since, outcomes.length);
         since = now();
@@ -477,16 +403,7 @@ export function openTurns(
   }
 }
 
-function attemptsOf({ entry }: Held): Attempts {
-  return entry?.attempts ?? noAttempts.attempts;
-}
-
 /** Whether a message is started without company: it failed in a batch, of which nobody could say who broke it. */
 function isApart({ entry }: Held): boolean {
   return entry?.attempts.apart === true;
-}
-
-/** Handed back, which is no attempt. */
-export function returned(attempts: Attempts, delayMs = 0): Outcome {
-  return { settlement: { kind: "return", delayMs }, attempts };
 }

@@ -197,9 +197,11 @@ describe("eight invocations at a time, each in a process of its own", { timeout:
         const within = at.map((from) => at.filter((time) => time >= from && time < from + 1_000).length);
         expect(Math.max(...within), key).toBeLessThanOrEqual((perSecondAndKey + 1) * 1.05);
       }
-      const last = (key: RegExp) => Math.max(...starts.filter((start) => key.test(start.key)).map(({ at }) => at));
-      expect(last(/modest/)).toBeLessThan(last(/greedy/));
-      const took = last(/greedy/) - Math.min(...starts.map(({ at }) => at));
+      const of = (key: RegExp) => starts.filter((start) => key.test(start.key)).map(({ at }) => at);
+      const [modest, greedily] = [of(/modest/).toSorted((a, b) => a - b), Math.max(...of(/greedy/))];
+      const most = mortal ? Math.floor(0.75 * modest.length) : modest.length; // who was in a dead one's hands comes later
+      expect(modest[most - 1]).toBeLessThan(greedily);
+      const took = greedily - Math.min(...starts.map(({ at }) => at));
       console.log(`${Math.round((1_000 * greedy) / took)} a second of ${perSecondAndKey}; ${crowd.deaths} deaths`);
     },
   );

@@ -45,7 +45,7 @@ export function agreeing(start: Start): void {
       const consumer = worker({
         concurrency: 2,
         retry: { attempts: 100, backoff: fixed(10) },
-        breaker: { failureRatio: 1, minimum: 5, openFor: "1s" },
+        breaker: { failureRatio: 1, minimum: 5, openFor: "2s" },
       });
       const app = appOf(consumer, async () => {
         starts += 1;
