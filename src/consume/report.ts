@@ -24,8 +24,8 @@ export interface ConsumerReport {
    * Messages that the consumer still has to deliver, or to be told about (`num_pending + num_ack_pending`). With `onMore`,
    * and where the time was over, it is the server's own count, taken while the last settlements were on their way. Else it
    * is what this invocation knows: what waited when it was last told (0 where it `ended` as `drained`), and what it handed
-   * back or put off itself; what other invocations have in hand is not in it. Where it `ended` as `held` it is the
-   * server's count of before. Left out where nothing is known. What is parked is in the lag of no consumer of yours.
+   * back or put off itself; what other invocations have in hand is not in it. Where it `ended` as `held`, or pulled nothing
+   * as its breaker was `open`, it is the server's count of before. Left out where nothing is known. What is parked is in the lag of no consumer of yours.
    */
   lag?: number;
   /**

@@ -59,7 +59,8 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
 
   let ends: PromiseSettledResult<"drained" | "budget">[] = [];
   let entry: Entry | undefined;
-  let first: Promise<ConsumerInfo | undefined> | undefined;
+  // in one flight with the first thing that is asked for
+  const found = lookUp(binding, shared);
   try {
     entry = breaker ? await breaker.enter() : "all";
     if (breaker && entry === "probe") {
@@ -67,7 +68,6 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
       entry = (await breaker.probed()) ? "all" : "nothing";
     }
     if (entry === "all") {
-      first = lookUp(binding, shared); // in one flight with the first pull
       ends = await Promise.allSettled(sources.map((source) => pull(source)));
     }
   } catch (reason) {
@@ -84,9 +84,9 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   else if (breaker && breaker.state !== "closed") report.ended = "open";
   else if (pace?.over) report.ended = "limited";
   else if (drained) report.ended = "drained";
-  const found = report.ended === "drained" && report.pulled === 0 ? await first : undefined;
-  const held = found && (found.paused || isFull(found)) ? { info: found, unsettled: 0 } : undefined;
-  if (held) report.ended = "held";
+  const before = report.pulled === 0 && ["drained", "open"].includes(report.ended) ? await found : undefined;
+  if (before && report.ended === "drained" && (before.paused || isFull(before))) report.ended = "held";
+  const held = before && report.ended !== "drained" ? { info: before, unsettled: 0 } : undefined;
   const isPaced = report.ended === "limited" && pace !== undefined && pace.next <= now() + slotWaitMs;
   const isHeld = !isPaced && report.ended !== "drained" && report.ended !== "budget";
   const { ready, ...known } = left.sum(isHeld, (await asked) ?? held);
@@ -201,12 +201,13 @@ async function pullFrom(
     const waitMs = Math.max(0, Math.min(lastAt + lingerMs - asked, inTimeMs, longestWaitMs));
     const heldThen = hand.of(source.kind).size;
     const patienceMs = Math.min(Math.max(silenceMs, 20 * flightMs), handBackBy() - asked);
-    if (pulls === 0) firstAt = undefined;
+    const isOnly = pulls === 0; // else nobody knows what comes of which
+    if (isOnly) firstAt = undefined;
     pulls += 1;
     bytesUnderWay += maxBytes;
     try {
       const end = await puller.pull({ batch, maxBytes, waitMs, patienceMs });
-      if (waitMs === 0 && end !== "full" && end !== "again") {
+      if (isOnly && waitMs === 0 && end !== "full" && end !== "again") {
         flightMs = Math.max(0, (firstAt ?? now()) - asked); // less the time that many take to come
         clock.learn(flightMs);
       }

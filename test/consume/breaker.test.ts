@@ -55,7 +55,7 @@ describe("a circuit breaker", () => {
     expect(await info()).toMatchObject({ paused: true });
     // open is an answer, and burns nothing
     const { consumers } = await system.invoke();
-    expect(consumers).toMatchObject([{ pulled: 0, ended: "open", breaker: "open" }]);
+    expect(consumers).toMatchObject([{ pulled: 0, ended: "open", breaker: "open", lag: 30, more: false }]);
     expect(consumers[0]?.error).toBeUndefined();
     expect(other.starts).toHaveLength(started);
     expect((await system.jsm.streams.info("DEAD")).state.messages).toBe(0);
