@@ -16,7 +16,7 @@ export type BreakerState =
       readonly since: number;
       readonly until: number;
       readonly by: string;
-      /** Until when the consumer was paused, where that was by a clock that was wrong. */
+      /** Until when the consumer was paused, which the server may see otherwise: its clock is another one. */
       readonly pausedUntil?: number;
     };
 
@@ -45,7 +45,7 @@ export function decideEntry(
   if (now < found.until && !isAhead) return { entry: "nothing" };
   const pausedUntil = pauseOf(found);
   const since = Math.min(found.since, now);
-  return { entry: "probe", next: { state: "half-open", since, until, by, ...(pausedUntil > now && { pausedUntil }) } };
+  return { entry: "probe", next: { state: "half-open", since, until, by, ...(pausedUntil > 0 && { pausedUntil }) } };
 }
 
 /** Until when a breaker has its consumer paused; 0 where it has not. */

@@ -183,8 +183,7 @@ function takePart(
         return decided.next;
       });
       probing = entry === ("probe" as Entry);
-      const pausedUntil = pauseOf(found);
-      if (probing && pausedUntil > now()) await resumeConsumer(connection, consumer, pausedUntil, leftMs());
+      if (probing) await resumeConsumer(connection, consumer, pauseOf(found), leftMs()); // over by our clock, not by the server's
       return entry;
     },
     get state() {

@@ -478,6 +478,18 @@ describe("what holds handlers back", () => {
     expect(Math.max(...starts.map(({ length }) => length))).toBe(8);
   });
 
+  it("as a rate limit that several invocations keep to lets each message start once, without going back and forth", async () => {
+    await start(() => new Promise((resolve) => setTimeout(resolve, 50)).then(() => undefined), {
+      rateLimit: { messages: 100, per: "1s" },
+    });
+    await publish(upTo(150));
+    const reports = await Promise.all(upTo(3).map(() => system.invoke({ budgetMs: 15_000 })));
+    const all = reports.map(({ consumers }) => consumers[0]);
+    expect(all).toMatchObject(all.map(() => ({ retried: 0, unconfirmed: 0, leaseLost: 0 })));
+    expect(starts.flat().toSorted((a, b) => a - b)).toEqual(upTo(150));
+    expect(all.reduce((sum, report) => sum + (report?.returned ?? 0), 0)).toBeLessThan(50);
+  });
+
   it("as a circuit breaker stops the halving, and what was not started again is handed back", async () => {
     await start(
       () => {

@@ -269,6 +269,18 @@ describe("a half-open breaker", () => {
     await connection.close();
   });
 
+  it("is tried where the host's clock says that the time is over, and the server's pause says that it is not", async () => {
+    const { system, other, info } = await start();
+    other.up = true;
+    const connection = await system.connect();
+    await tripBreaker(connection, system.worker, 60_000);
+    const ahead = () => Date.now() + 70_000;
+    const { consumers } = await system.invoke({ now: ahead, deadline: ahead() + 10_000 });
+    expect(consumers).toMatchObject([{ breaker: "closed", acked: 30 }]);
+    expect((await info()).paused).toBeFalsy();
+    await connection.close();
+  });
+
   it("that is reset by hand while it opens leaves no pause behind", async () => {
     const { system } = await start({ minimum: 1 });
     const connection = await system.connect();
@@ -287,6 +299,32 @@ describe("a half-open breaker", () => {
       expect(await resetBreaker(connection, system.worker)).toEqual({ state: "closed" });
     }
     await connection.close();
+  });
+});
+
+describe("messages that wait for a rate limit when the breaker opens", () => {
+  it("are handed back, uncharged, and keep no invocation until the end of its time", async () => {
+    const attempts: number[] = [];
+    const worker = defineConsumer(jobs, "worker", {
+      deadLetter: "dead.jobs",
+      rateLimit: { messages: 20, per: "2s" },
+      breaker: { failureRatio: 0.5, minimum: 3 },
+    });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, ({ attempt }) => {
+      attempts.push(attempt);
+      throw new Error("the other side is down");
+    });
+    system = await startSystem(app);
+    for (let n = 0; n < 30; n++) await system.publish("jobs.a", { n });
+    const both = Array.from({ length: 2 }, () => system?.invoke({ budgetMs: 20_000 }));
+    for (const report of await Promise.all(both)) {
+      expect(report?.consumers).toMatchObject([{ ended: "open", unconfirmed: 0, leaseLost: 0 }]);
+      expect(report?.ms).toBeLessThan(12_000);
+    }
+    expect(attempts.length).toBeLessThanOrEqual(5);
+    const { num_pending, num_ack_pending } = await system.jsm.consumers.info("JOBS", "worker");
+    expect(num_pending + num_ack_pending).toBe(30);
+    expect((await system.jsm.streams.info("DEAD")).state.messages).toBe(0);
   });
 });
 
@@ -380,7 +418,7 @@ describe("its decisions", () => {
   it("let one in when the time is over, and another one when that one's time is", () => {
     const open: BreakerState = { state: "open", since: 0, until: 100, reason: "", by: "other" };
     expect(decideEntry(open, { ...at(99), until: 500 })).toEqual({ entry: "nothing" });
-    const next = { state: "half-open", since: 0, until: 500, by: "me" } as const;
+    const next = { state: "half-open", since: 0, until: 500, by: "me", pausedUntil: 100 } as const;
     expect(decideEntry(open, { ...at(100), until: 500 })).toEqual({ entry: "probe", next });
     expect(decideEntry(next, { by: "third", now: 499, until: 900 })).toEqual({ entry: "nothing" });
     expect(decideEntry(next, { by: "third", now: 500, until: 900 })).toMatchObject({

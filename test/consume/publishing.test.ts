@@ -71,6 +71,31 @@ describe("what a handler publishes and is refused", () => {
   });
 });
 
+describe("a server that takes four kilobytes", () => {
+  it("is enough: a small message is published, handled, parked, and dead-lettered with its story", async () => {
+    const parking = defineConsumer(jobs, "worker", {
+      deadLetter: "dead.jobs",
+      maxAckPending: 100,
+      retry: { attempts: 2, backoff: fixed("6s") },
+    });
+    const app = createApp({ streams: [jobs, results, dead] }).on(parking, async ({ data }, { publish }) => {
+      await publish("results.a", data);
+      if (data.n === 2) throw new Error("no ".repeat(1_000));
+    });
+    system = await startSystem(app, { config: "max_payload: 4096" });
+    for (const n of [1, 2]) await system.publish("jobs.a", { n });
+    expect((await system.invoke()).consumers).toMatchObject([{ acked: 1, retried: 1 }]);
+    const now = () => Date.now() + 7_000;
+    const { consumers } = await system.invoke({ now, deadline: now() + 5_000 });
+    expect(consumers).toMatchObject([{ deadLettered: 1 }]);
+    expect(consumers[0]).not.toHaveProperty("error");
+    expect((await system.jsm.streams.info("RESULTS")).state.messages).toBe(1);
+    const letter = await system.jsm.streams.getMessage("DEAD", { seq: 1 });
+    expect(letter?.json()).toEqual({ n: 2 });
+    expect(letter?.header.values("Sortie-Attempt").length).toBeGreaterThan(0);
+  });
+});
+
 describe("what belongs to a message", () => {
   it("carries on its correlation id and its trace", async () => {
     const app = createApp({ streams: [jobs, results, dead] }).on(worker, async ({ data }, { publish, schedule }) => {

@@ -198,6 +198,32 @@ describe("a suspect that is to be started once more in place", () => {
   });
 });
 
+describe("a suspect that waits for its start under a rate limit", () => {
+  it("keeps nobody waiting for that", async () => {
+    const starts: number[] = [];
+    const rateLimit = { messages: 1, per: "3s" } as const;
+    const one = defineConsumer(stream, "one", { filter: "work.one", deadLetter: "dead.work", rateLimit });
+    const two = defineConsumer(stream, "two", { filter: "work.two", deadLetter: "dead.work", concurrency: 1 });
+    const limited: number[] = [];
+    const app = createApp({ streams: [stream, dead] })
+      .on(one, () => void limited.push(Date.now()))
+      .on(two, async () => {
+        starts.push(Date.now());
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      });
+    system = await startSystem(app);
+    for (const n of [0, 1]) await system.publish("work.one", { n });
+    const messages = await (await system.js.consumers.get("WORK", "one")).fetch({ max_messages: 2 });
+    for await (const message of messages) message.nak(); // both are suspects
+    for (let n = 0; n < 150; n++) await system.publish("work.two", { n });
+    const report = await system.invoke({ linger: "500ms" });
+    expect(report.consumers).toMatchObject([{ acked: 2, retried: 0 }, { acked: 150 }]);
+    expect(Math.abs((limited[1] ?? 0) - (limited[0] ?? 0))).toBeGreaterThanOrEqual(2_900);
+    const between = starts.filter((at) => at > (limited[0] ?? 0) && at < (limited[1] ?? 0));
+    expect(between.length).toBeGreaterThan(50); // all, on a machine that has nothing else to do
+  });
+});
+
 describe("a suspect that is never alone", () => {
   const of = (name: "one" | "two") => defineConsumer(stream, name, { filter: `work.${name}`, deadLetter: "dead.work" });
 
