@@ -1,9 +1,17 @@
-import { credsAuthenticator, type NatsConnection, tokenAuthenticator, wsconnect } from "@nats-io/nats-core";
+import {
+  credsAuthenticator,
+  type NatsConnection,
+  PermissionViolationError,
+  tokenAuthenticator,
+  wsconnect,
+} from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
 import { within } from "./within.ts";
 
 /** What Sortie needs of a NATS connection; `wsconnect`, `nats.ws` and the TCP transports all give it. */
 export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request" | "close" | "closed" | "info"> & {
+  /** Tells of what the server refuses. Without it, or with one of another shape, that is noticed by its silence. */
+  status?(): AsyncIterable<{ readonly type: string; readonly error?: unknown }>;
   /**
    * Resolves when the server has taken the connection's credentials. Without it they have been taken already.
    * Rejects with SortieError `connection-failed`.
@@ -116,6 +124,28 @@ export function onClosed(connection: Connection, listener: (error: Error | undef
   }
   listeners.add(listener);
   return () => listeners.delete(listener);
+}
+
+const refused = new WeakMap<Connection, Set<(subject: string) => void>>();
+
+/** Calls back with a subject that this login may not publish to, when the server says so; what it returns ends that. */
+export function onDenied(connection: Connection, listener: (subject: string) => void): () => void {
+  let listeners = refused.get(connection);
+  if (!listeners) {
+    const told = new Set<typeof listener>();
+    listeners = told;
+    refused.set(connection, told);
+    void tellDenied(connection, told);
+  }
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+async function tellDenied(connection: Connection, listeners: ReadonlySet<(subject: string) => void>): Promise<void> {
+  for await (const { error } of connection.status?.() ?? []) {
+    if (!(error instanceof PermissionViolationError) || error.operation !== "publish") continue;
+    for (const listener of listeners) listener(error.subject);
+  }
 }
 
 /** Closes without waiting: what was sent is confirmed already, and a peer that is gone never answers. */

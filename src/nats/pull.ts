@@ -1,6 +1,6 @@
 import { createInbox } from "@nats-io/nats-core";
 import { SortieError, textOf } from "../errors.ts";
-import { type Connection, onClosed } from "./connection.ts";
+import { type Connection, onClosed, onDenied } from "./connection.ts";
 import { type ConsumerInfo, consumerInfo, isFull } from "./consumer-info.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
 import { serverIsAtLeast } from "./jetstream.ts";
@@ -82,6 +82,12 @@ export function openPuller(
   const listens = onClosed(connection, (error) =>
     requests.endAll(lost(error ? textOf(error) : "the connection was closed")),
   );
+  const isToldOfDenial = onDenied(connection, (subject) => {
+    if (subject !== subjectOfPulls) return;
+    requests.endAll(
+      new SortieError("stream-refused", `${what}: this login may not pull: allow it to publish to ${subject}`),
+    );
+  });
 
   // a server before 2.10 does not answer for a consumer that is missing
   if (!serverIsAtLeast(connection, "2.10")) {
@@ -197,6 +203,7 @@ export function openPuller(
     },
     close() {
       listens();
+      isToldOfDenial();
       subscription.unsubscribe();
       requests.endAll("again"); // nobody waits any more
       clearTimeout(quiet);
