@@ -76,7 +76,7 @@ export function serve(app: App, { linger, concurrency = Infinity, onMore }: Serv
       const ms = remaining(context);
       const connection = await connect(ms / 4);
       try {
-        const report = await release(connection, streams, ms / 2);
+        const report = await release(connection, streams, { deadline: Date.now() + ms * 0.7 });
         logJson({ event: "release", ...report });
         return report;
       } catch (error) {

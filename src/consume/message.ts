@@ -4,7 +4,7 @@ import type { Message } from "../define/message.ts";
 import { schemaOf } from "../define/stream.ts";
 import { InvalidPayloadError, SortieError } from "../errors.ts";
 import { type Delivery, storedAt } from "../nats/delivery.ts";
-import { idHeader } from "../schedule/schedule.ts";
+import { idHeader } from "../schedule/when.ts";
 import { decode, validate } from "../schema.ts";
 
 /** Decodes and validates; `attempt` is the number of the start that it is read for. Throws what `unreadable` understands. */
