@@ -32,7 +32,7 @@ export interface Again {
 export interface StartOptions {
   /** How many starts were just before, in place. @default 0 */
   readonly inPlace?: number;
-  /** When it was written down, in epoch milliseconds. @default now */
+  /** When it was, or was written down ahead, in epoch milliseconds. @default now */
   readonly at?: number | undefined;
   /** What was read of it ahead. @default it is read */
   readonly message?: Message | undefined;

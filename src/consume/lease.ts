@@ -5,7 +5,7 @@ import type { Tally } from "./tally.ts";
 /** Keeps the server told that deliveries are being worked on, and notices where it may have given up waiting. */
 export interface Leases {
   /** Notes, and tells, whether a delivery's lease has lapsed: the function was frozen, or busy with itself, for too long. */
-  check(one: Held): void;
+  check(one: Held, at?: number): void;
   /** Tells the server of those of which it has not heard for an eighth of the ack-wait. */
   keep(): void;
   /** A newer delivery of the same message has come to us. */
@@ -38,8 +38,8 @@ export function keepLeases(
     }
   }
 
-  function check(one: Held): void {
-    if (one.lost || now() - one.heardAt <= ackWaitMs) return;
+  function check(one: Held, at = now()): void {
+    if (one.lost || at - one.heardAt <= ackWaitMs) return;
     one.lost = true;
     tally.leaseLost(one);
   }

@@ -28,6 +28,7 @@ export interface Rounds {
 export function createRounds(now: () => number): Rounds {
   const participants: Participant[] = [];
   let from: number | undefined; // when the first handler was started since the event loop last came round
+  let keepMs = Infinity; // the shortest
   let keptAt = now();
   const waiting: (() => void)[] = [];
 
@@ -35,15 +36,21 @@ export function createRounds(now: () => number): Rounds {
     if (from === undefined) {
       from = now();
       setTimeout(round, 0);
-      if (participants.some(({ keepMs }) => now() - keptAt > keepMs)) from -= 2 * busyMs; // what is in hand comes first
+      return isToKeep(); // what is in hand comes first
     }
     return now() - from > busyMs;
   }
 
+  function isToKeep(): boolean {
+    return now() - keptAt > keepMs;
+  }
+
   function round(): void {
     from = undefined;
-    keptAt = now();
-    for (const { keep } of participants) keep();
+    if (isToKeep()) {
+      keptAt = now();
+      for (const { keep } of participants) keep();
+    }
     // what they tell the server leaves before a handler is started
     queueMicrotask(() => {
       while (waiting.length > 0 && !isBusy()) waiting.shift()?.();
@@ -54,6 +61,7 @@ export function createRounds(now: () => number): Rounds {
   return {
     join(participant) {
       participants.push(participant);
+      keepMs = Math.min(keepMs, participant.keepMs);
     },
     isBusy,
     inTurn(start) {

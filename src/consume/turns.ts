@@ -51,7 +51,7 @@ export function openTurns(
     leave,
     trouble,
   }: {
-    check(one: Held): void;
+    check(one: Held, at?: number): void;
     leave(one: Held, outcome: Outcome): void;
     trouble(error: string): void;
   },
@@ -289,16 +289,16 @@ export function openTurns(
   }
 
   function start(one: Held, before: Attempts, inPlace = 0): void {
-    if (!isToStart(one, inPlace > 0)) {
+    const started = now();
+    if (!isToStart(one, inPlace > 0, started)) {
       leave(one, returned(before));
       return;
     }
     running += 1;
-    const started = now();
     const { message, announced } = one;
     delete one.message;
     const mayStart = () => isToStart(one, inPlace > 0);
-    const options = { inPlace, at: announced?.at, message, mayStart, inTurn: rounds.inTurn };
+    const options = { inPlace, at: announced?.at ?? started, message, mayStart, inTurn: rounds.inTurn };
     const outcome = attempt(binding, one.delivery, before, shared, options);
     if (outcome instanceof Promise) void outcome.then(ended);
     else ended(outcome);
@@ -314,8 +314,8 @@ export function openTurns(
     }
   }
 
-  function isToStart(one: Held, again: boolean): boolean {
-    return !isOver() && !breaker?.holds && isOurs(one) && (again || !isLate());
+  function isToStart(one: Held, again: boolean, at = now()): boolean {
+    return !isOver(at) && !breaker?.holds && isOurs(one, at) && (again || !isLate(at));
   }
 
   async function startInPlace(one: Held, { inPlaceMs, otherwise }: Again, inPlace: number): Promise<void> {
@@ -332,8 +332,8 @@ export function openTurns(
     handlerMs = handlerMs === undefined ? ms : handlerMs * 0.9 + ms * 0.1;
   }
 
-  function isOurs(one: Held): boolean {
-    check(one);
+  function isOurs(one: Held, at = now()): boolean {
+    check(one, at);
     return !one.lost;
   }
 
@@ -372,7 +372,7 @@ export function openTurns(
       shared,
       mayStart: () => !isOver() && !isLate(),
       holds: () => breaker?.holds === true,
-      isOurs,
+      isOurs: (one) => isOurs(one),
       announce: (members) =>
         Promise.all(members.map(({ one, before }) => orReturned(before, () => announce(one, before, false)))),
       inTime: inTime.together,
@@ -389,13 +389,13 @@ export function openTurns(
   }
 
   /** It would be cut off, as far as is known, as where it had to wait for its turn: an attempt for nothing. */
-  function isLate(): boolean {
-    return now() + (handlerMs ?? 0) > clock.budget.abandonAt;
+  function isLate(at = now()): boolean {
+    return at + (handlerMs ?? 0) > clock.budget.abandonAt;
   }
 
   /** A timer says so as well, but not while handlers keep the function busy. */
-  function isOver(): boolean {
-    return stopped || now() >= clock.budget.stopAt;
+  function isOver(at = now()): boolean {
+    return stopped || at >= clock.budget.stopAt;
   }
 }
 
