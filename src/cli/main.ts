@@ -33,7 +33,7 @@ program
     session("breaker", file, options, async (connection, { consumers }) => {
       const named = consumers.filter((one) => one.name === name || `${one.stream.name}/${one.name}` === name);
       const [consumer, another] = named;
-      if (!consumer || another || (options.trip && options.reset)) {
+      if (!consumer || another || (options.trip !== undefined && options.reset)) {
         const known = consumers.map((one) => `${one.stream.name}/${one.name}`).join(", ");
         const wrong =
           consumer && !another
@@ -41,11 +41,12 @@ program
             : `one consumer of ${file} (${known}), got "${name}"`;
         throw new SortieError("invalid-option", `Expected ${wrong}`);
       }
-      const status = options.trip
-        ? tripBreaker(connection, consumer, toMs(options.trip as Duration, "--trip"))
-        : options.reset
-          ? resetBreaker(connection, consumer)
-          : readBreaker(connection, consumer);
+      const { trip, reset } = options;
+      const look = reset ? resetBreaker : readBreaker;
+      const status =
+        trip === undefined
+          ? look(connection, consumer)
+          : tripBreaker(connection, consumer, toMs(trip as Duration, "--trip"));
       console.log(sentenceOf(await status));
     }),
   );

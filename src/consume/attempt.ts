@@ -10,6 +10,7 @@ import type { Binding } from "./handler.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
 import { read, unreadable } from "./message.ts";
 import { Outbox } from "./outbox.ts";
+import type { Rounds } from "./rounds.ts";
 import { decideFailure, type Settlement } from "./settlement.ts";
 
 /** How a delivery is to leave, and why. */
@@ -31,12 +32,14 @@ export interface Again {
 export interface StartOptions {
   /** How many starts were just before, in place. @default 0 */
   readonly inPlace?: number;
-  /** When it was written down, in epoch milliseconds. @default now */
+  /** When it was, or was written down ahead, in epoch milliseconds. @default now */
   readonly at?: number | undefined;
   /** What was read of it ahead. @default it is read */
   readonly message?: Message | undefined;
   /** Whether it may still be started, when reading it has taken a while. @default it may */
   readonly mayStart?: () => boolean;
+  /** Starts it then when it is its turn. @default at once */
+  readonly inTurn?: Rounds["inTurn"];
 }
 
 /** One start of a handler. */
@@ -62,7 +65,13 @@ export function attempt(
   delivery: Delivery,
   before: Attempts,
   shared: Circumstances,
-  { inPlace = 0, at = shared.clock.now(), message: known, mayStart = () => true }: StartOptions = {},
+  {
+    inPlace = 0,
+    at = shared.clock.now(),
+    message: known,
+    mayStart = () => true,
+    inTurn = (start) => start(),
+  }: StartOptions = {},
 ): Outcome | Again | Promise<Outcome | Again> {
   const { clock } = shared;
   const { consumer } = binding;
@@ -73,7 +82,7 @@ export function attempt(
       const what = `the schema of consumer "${consumer.name}"`;
       return clock
         .handling(what, reading)
-        .then((message) => (clock.signal.aborted || !mayStart() ? returned(before) : ended(one, handle(one, message))))
+        .then((message) => inTurn(() => (mayStart() ? ended(one, handle(one, message)) : returned(before))))
         .catch((error: unknown) => failed(one, error));
     }
     return ended(one, handle(one, reading));

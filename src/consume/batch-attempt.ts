@@ -88,38 +88,34 @@ function passing(
  */
 async function attemptTogether(members: readonly BatchMember[], turn: BatchTurn): Promise<void> {
   const { binding, shared } = turn;
-  const isToStart = turn.mayStart() && !turn.holds();
-  const ours = members.filter(({ one, before }) => {
-    const starts = isToStart && turn.isOurs(one);
-    if (!starts) turn.leave(one, returned(before));
-    return starts;
-  });
+  const ours = toStart(members, turn);
   const [only] = ours;
   if (ours.length === 1 && only) {
     const { one, before, inPlace } = only;
     const { message, announced } = one;
     delete one.message;
-    const mayStart = () => !turn.holds();
-    const came = await attempt(binding, one.delivery, before, shared, {
-      inPlace,
-      at: announced?.at,
-      message,
-      mayStart,
-    });
-    return conclude([[only, came]], turn);
+    const mayStart = () => turn.mayStart() && !turn.holds() && turn.isOurs(one);
+    const { inTurn } = shared.rounds;
+    const options = { inPlace, at: announced?.at, message, mayStart, inTurn };
+    const came = await inTurn(() => (mayStart() ? attempt(binding, one.delivery, before, shared, options) : undefined));
+    return came ? conclude([[only, came]], turn) : turn.leave(one, returned(before));
   }
-  const started = await readEach(ours, turn);
-  if (started.length === 0) return;
+  const readable = await readEach(ours, turn);
+  let started: readonly Started[] = [];
   const outboxes = new Map<Message, Outbox>();
   let failures: Failures;
   try {
-    failures = await handle(started, outboxes, turn);
+    failures = await shared.rounds.inTurn(() => {
+      started = toStart(readable, turn);
+      return handle(started, outboxes, turn);
+    });
   } catch (error) {
     const [last, ...others] = started;
     return last && others.length === 0
       ? conclude([[last, failed(last, error)]], turn)
       : failedTogether(started, error, turn);
   }
+  if (started.length === 0) return;
   const refused = await sendEach(started, outboxes, failures, turn);
   const came = started.map((each): Concluded => {
     const { sequence } = each.message;
@@ -128,6 +124,16 @@ async function attemptTogether(members: readonly BatchMember[], turn: BatchTurn)
     return [each, refusal ? failed(each, refusal.error) : succeeded(each)];
   });
   await conclude(came, turn);
+}
+
+/** Those that may be started now; the others are handed back. */
+function toStart<M extends BatchMember>(members: readonly M[], turn: BatchTurn): readonly M[] {
+  const isToStart = turn.mayStart() && !turn.holds();
+  return members.filter(({ one, before }) => {
+    const starts = isToStart && turn.isOurs(one);
+    if (!starts) turn.leave(one, returned(before));
+    return starts;
+  });
 }
 
 /** Reads each by itself. Who cannot be read has failed alone, and the others go on. */
@@ -185,6 +191,7 @@ async function handle(
 ): Promise<Failures> {
   const { clock } = shared;
   const { signal, remaining } = clock;
+  if (started.length === 0) return new Map();
   const messages = started.map(({ message }) => message);
   const deliveries = new Map(started.map(({ message, delivery }) => [message, delivery]));
   let ended = false;

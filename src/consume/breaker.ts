@@ -87,6 +87,7 @@ function takePart(
   // each write of the record is a message that whoever listens gets at once, and without asking
   const news = connection.subscribe(subject, {
     callback: (error, message) => {
+      if (error) trouble(textOf(error)); // what others see is only noticed when something is written down
       if (error || message.data.length === 0) return;
       const told = message.json<BreakerState>();
       if (told.state === "open" && told.by !== by && told.until > now()) open(); // else it is to be tried again
@@ -160,6 +161,9 @@ function takePart(
       if (known.revision !== revision) await resumeConsumer(connection, consumer, value.until, leftMs());
     } catch (error) {
       trouble(textOf(error));
+      counted = sum(counted, underWay); // the next one may be written down
+      underWay = none;
+      if (isToOpen()) open(); // though nobody else is told
     } finally {
       underWay = none;
       holds = counted.failed > 0 && isToOpen();

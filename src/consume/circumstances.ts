@@ -5,6 +5,7 @@ import type { Progress } from "./fan-out.ts";
 import type { Gate } from "./gate.ts";
 import type { Ledger } from "./ledger.ts";
 import type { InvocationEvent } from "./report.ts";
+import type { Rounds } from "./rounds.ts";
 
 /** What all consumers of an invocation share. */
 export interface Circumstances {
@@ -13,6 +14,7 @@ export interface Circumstances {
   readonly clock: Clock;
   readonly ledger: Ledger;
   readonly gate: Gate;
+  readonly rounds: Rounds;
   readonly host: string;
   /** How long to wait for more when nothing is left to pull; Infinity for as long as there is time. */
   readonly lingerMs: number;

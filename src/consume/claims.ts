@@ -56,7 +56,7 @@ export function openClaims(binding: Binding, shared: Circumstances): Claims | un
     let subject: string;
     try {
       const message = await messageOf(one, consumer, clock);
-      subject = keySubject(consumer, keyOf(message, consumer, "idempotency", key));
+      subject = keySubject(consumer, await keyOf(message, consumer, "idempotency", key));
     } catch (error) {
       return failedBefore(binding, one.delivery, attempts, shared, error);
     }

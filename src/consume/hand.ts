@@ -8,7 +8,7 @@ import { openClaims } from "./claims.ts";
 import { ACK, confirmEach, confirmTogether } from "./confirm.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
-import { keepLeases } from "./lease.ts";
+import { keepLeases, keptParts } from "./lease.ts";
 import { noAttempts } from "./ledger.ts";
 import { recall } from "./recall.ts";
 import { settle } from "./settle.ts";
@@ -81,6 +81,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   const confirmations = { own: openConfirmation(), parked: openConfirmation(), exhausted: openConfirmation() };
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
   const turns = openTurns(binding, limits, { check: leases.check, leave, trouble: tally.trouble }, shared);
+  shared.rounds.join({ keepMs: consumer.ackWaitMs / keptParts, keep: leases.keep, onRound: turns.startNext });
   const claims = openClaims(binding, shared);
   clock.signal.addEventListener("abort", stop);
   if (clock.signal.aborted) stop();

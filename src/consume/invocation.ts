@@ -11,6 +11,7 @@ import type { Binding } from "./handler.ts";
 import { openLedger } from "./ledger.ts";
 import type { Place } from "./places.ts";
 import type { InvocationEvent, InvocationReport } from "./report.ts";
+import { createRounds } from "./rounds.ts";
 import { runConsumer } from "./run.ts";
 
 /**
@@ -90,6 +91,7 @@ export async function invoke({
       clock,
       ledger,
       gate: createGate(now, concurrency),
+      rounds: createRounds(now),
       host,
       lingerMs: stayMs,
       left,

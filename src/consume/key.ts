@@ -16,24 +16,36 @@ export async function messageOf(one: Held, consumer: ConsumerDefinition, clock: 
 }
 
 /**
- * What a consumer's `key` function answers for a message, as a token of a subject.
+ * What a consumer's `key` function answers for a message, as a token of a subject: different keys have different ones.
  * @throws SortieError `invalid-option` for what is no key, and what the function throws.
  */
-export function keyOf(
+export async function keyOf(
   message: Message,
   consumer: ConsumerDefinition,
   option: "idempotency" | "rateLimit",
   key: (message: Message) => string,
-): string {
+): Promise<string> {
   const named = key(message);
-  const bytes = typeof named === "string" ? new TextEncoder().encode(named) : [];
-  if (bytes.length < 1 || bytes.length > 500) {
-    const got = typeof named === "string" ? `one of ${bytes.length}` : typeof named;
+  if (typeof named !== "string" || named === "") {
+    const got = typeof named === "string" ? "an empty one" : typeof named;
     throw new SortieError(
       "invalid-option",
-      `Consumer "${consumer.name}": expected ${option}.key to answer a string of 1 to 500 bytes, got ${got} for message ${message.sequence}`,
+      `Consumer "${consumer.name}": expected ${option}.key to answer a string that is not empty, got ${got} for message ${message.sequence}`,
     );
   }
+  const bytes = new TextEncoder().encode(named);
+  return named.isWellFormed() && bytes.length <= longestBytes ? tokenOf(bytes) : `~${tokenOf(await digestOf(named))}`;
+}
+
+/** What is longer would make a subject that is too long; a digest stands for it, as for a text that UTF-8 cannot tell from others. */
+const longestBytes = 500;
+
+async function digestOf(text: string): Promise<Uint8Array> {
+  const units = Uint16Array.from(text, (_, n) => text.charCodeAt(n));
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", units));
+}
+
+function tokenOf(bytes: Uint8Array): string {
   return btoa(String.fromCharCode(...bytes)).replace(/[+/=]/g, (char) => safe[char] ?? "");
 }
 

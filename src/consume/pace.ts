@@ -170,7 +170,7 @@ export function openPace(binding: Binding, shared: Circumstances): Pace | undefi
     async find(one, attempts) {
       try {
         const message = await messageOf(one, consumer, clock);
-        if (key) one.limit = `${common.subject}.${keyOf(message, consumer, "rateLimit", key)}`;
+        if (key) one.limit = `${common.subject}.${await keyOf(message, consumer, "rateLimit", key)}`;
         return undefined;
       } catch (error) {
         return failedBefore(binding, one.delivery, attempts, shared, error);

@@ -11,9 +11,6 @@ import { aloneWaitMs, openInTime } from "./in-time.ts";
 import { type Attempts, noAttempts } from "./ledger.ts";
 import { type Pace, slotWaitMs } from "./pace.ts";
 
-/** How long handlers may be started one after the other before the event loop comes round. */
-const busyMs = 25;
-
 /** How long what could not be started comes not again, for trouble that is not the message's. */
 export const troubleMs = 1_000;
 
@@ -54,14 +51,14 @@ export function openTurns(
     leave,
     trouble,
   }: {
-    check(one: Held): void;
+    check(one: Held, at?: number): void;
     leave(one: Held, outcome: Outcome): void;
     trouble(error: string): void;
   },
   shared: Circumstances,
 ): Turns {
   const { consumer } = binding;
-  const { clock, gate, ledger } = shared;
+  const { clock, gate, ledger, rounds } = shared;
   const { now } = clock;
   const queue: Held[] = [];
   const suspects = new Map<Held, Attempts>();
@@ -77,7 +74,6 @@ export function openTurns(
   let gathering = false;
   let stopped = false;
   let starting = false;
-  let busyFrom: number | undefined; // when the first handler was started since the event loop last came round
   const participant = { priority: consumer.priority, running: () => running, onOpen: startNext };
   const inTime = openInTime(pace, { now, isOver, orReturned });
   gate.join(participant);
@@ -171,20 +167,10 @@ export function openTurns(
     else start(one, noAttempts.attempts);
   }
 
-  /** Handlers that use the processor let timers and the network have their turn as well. */
   function isBusy(): boolean {
-    if (isOver()) {
-      stop();
-      return true;
-    }
-    if (busyFrom === undefined) {
-      busyFrom = now();
-      setTimeout(() => {
-        busyFrom = undefined;
-        startNext();
-      }, 0);
-    }
-    return now() - busyFrom > busyMs;
+    if (!isOver()) return rounds.isBusy();
+    stop();
+    return true;
   }
 
   /** They have a place of the consumer's while they wait, or several that have been let in would start one upon the other. */
@@ -197,7 +183,7 @@ export function openTurns(
     const over = isOver();
     const leaving = batch.map((one, n) => outcomes[n] ?? (over ? returned(attemptsOf(one)) : undefined));
     const staying = batch.filter((_, n) => !leaving[n]);
-    const ready = mayStart() ? staying.filter(inTime.lets) : [];
+    const ready = mayStart() && !isBusy() ? staying.filter(inTime.lets) : [];
     queue.unshift(...staying.filter((one) => !ready.includes(one))); // it has missed its start, or others have the places
     if (ready.length > 0) startThese(ready);
     for (const [n, one] of batch.entries()) if (leaving[n]) leave(one, leaving[n]);
@@ -243,7 +229,7 @@ export function openTurns(
     });
     running -= place;
     waiting -= place;
-    if (!otherwise && !isOver() && mayStart() && pace.lets(one)) {
+    if (!otherwise && !isOver() && mayStart() && pace.lets(one) && !isBusy()) {
       aside -= 1 - place;
       near -= waits ? 1 : 0;
       startThis(one);
@@ -269,9 +255,15 @@ export function openTurns(
     const inItsTime = async () => (inPlace > 0 ? undefined : (await inTime.together([{ one, before }], ms))[0]);
     const otherwise =
       (await inItsTime()) ?? (await orReturned(before, () => announce(one, before, alone))) ?? (await inItsTime()); // writing takes its time
+    if (!otherwise) {
+      await rounds.inTurn(() => {
+        running -= 1;
+        start(one, before, inPlace);
+      });
+      return;
+    }
     running -= 1;
-    if (otherwise || isOver() || breaker?.holds) leave(one, otherwise ?? returned(before));
-    else start(one, before, inPlace);
+    leave(one, otherwise);
   }
 
   async function announce(one: Held, before: Attempts, alone: boolean): Promise<undefined> {
@@ -297,16 +289,16 @@ export function openTurns(
   }
 
   function start(one: Held, before: Attempts, inPlace = 0): void {
-    if (!isOurs(one) || (inPlace === 0 && isLate())) {
+    const started = now();
+    if (!isToStart(one, inPlace > 0, started)) {
       leave(one, returned(before));
       return;
     }
     running += 1;
-    const started = now();
     const { message, announced } = one;
     delete one.message;
-    const still = () => !stopped && !breaker?.holds;
-    const options = { inPlace, at: announced?.at, message, mayStart: still };
+    const mayStart = () => isToStart(one, inPlace > 0);
+    const options = { inPlace, at: announced?.at ?? started, message, mayStart, inTurn: rounds.inTurn };
     const outcome = attempt(binding, one.delivery, before, shared, options);
     if (outcome instanceof Promise) void outcome.then(ended);
     else ended(outcome);
@@ -320,6 +312,10 @@ export function openTurns(
       if ("inPlaceMs" in came && !isOver() && !keepsOthers) void startInPlace(one, came, inPlace + 1);
       else leave(one, outcome);
     }
+  }
+
+  function isToStart(one: Held, again: boolean, at = now()): boolean {
+    return !isOver(at) && !breaker?.holds && isOurs(one, at) && (again || !isLate(at));
   }
 
   async function startInPlace(one: Held, { inPlaceMs, otherwise }: Again, inPlace: number): Promise<void> {
@@ -336,8 +332,8 @@ export function openTurns(
     handlerMs = handlerMs === undefined ? ms : handlerMs * 0.9 + ms * 0.1;
   }
 
-  function isOurs(one: Held): boolean {
-    check(one);
+  function isOurs(one: Held, at = now()): boolean {
+    check(one, at);
     return !one.lost;
   }
 
@@ -374,9 +370,9 @@ export function openTurns(
     await startTogether(batch, {
       binding,
       shared,
-      mayStart: () => !isOver(),
+      mayStart: () => !isOver() && !isLate(),
       holds: () => breaker?.holds === true,
-      isOurs,
+      isOurs: (one) => isOurs(one),
       announce: (members) =>
         Promise.all(members.map(({ one, before }) => orReturned(before, () => announce(one, before, false)))),
       inTime: inTime.together,
@@ -393,13 +389,13 @@ export function openTurns(
   }
 
   /** It would be cut off, as far as is known, as where it had to wait for its turn: an attempt for nothing. */
-  function isLate(): boolean {
-    return now() + (handlerMs ?? 0) > clock.budget.abandonAt;
+  function isLate(at = now()): boolean {
+    return at + (handlerMs ?? 0) > clock.budget.abandonAt;
   }
 
   /** A timer says so as well, but not while handlers keep the function busy. */
-  function isOver(): boolean {
-    return stopped || now() >= clock.budget.stopAt;
+  function isOver(at = now()): boolean {
+    return stopped || at >= clock.budget.stopAt;
   }
 }
 

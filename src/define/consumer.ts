@@ -77,7 +77,7 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
   rateLimit?: {
     messages: number;
     per: Duration;
-    /** Limits each key by itself, named in 1 to 500 bytes. @default all messages together */
+    /** Limits each key by itself. @default all messages together */
     key?(message: M): string;
     /** How many may be started at once after a rest; within any `per` it is no more than `messages` and `burst`. @default 1 */
     burst?: number;
@@ -88,7 +88,7 @@ export interface ConsumerOptions<Filter extends string, M = Message> {
    * which only knows ids of publishes. It costs a round trip for a batch, and two small records for a message.
    */
   idempotency?: {
-    /** Names what is to be done once, in 1 to 500 bytes. @default its `id`, which is that of its publish, or schedule, where it has one */
+    /** Names what is to be done once. @default its `id`, which is that of its publish, or schedule, where it has one */
     key?(message: M): string;
     /** How long a key is remembered. */
     ttl: Duration;

@@ -6,6 +6,7 @@ import { startTogether } from "../../src/consume/batch-attempt.ts";
 import type { Circumstances } from "../../src/consume/circumstances.ts";
 import { startClock } from "../../src/consume/clock.ts";
 import type { Held } from "../../src/consume/held.ts";
+import { createRounds } from "../../src/consume/rounds.ts";
 import { createApp, defineConsumer, defineStream, fixed, NonRetriableError } from "../../src/index.ts";
 
 const jobs = defineStream("JOBS", { subjects: { "jobs.a": z.object({ n: z.number() }) } });
@@ -79,7 +80,7 @@ describe("whatever the messages of a batch do", () => {
             all.map((fate, n) => heldOf(n, fate)),
             {
               binding: bindings[0]!,
-              shared: { clock, host: "here" } as Circumstances, // a batch that publishes nothing needs no more
+              shared: { clock, host: "here", rounds: createRounds(Date.now) } as Circumstances, // a batch that publishes nothing needs no more
               mayStart: () => starts < startsInTime,
               holds: () => false,
               isOurs: () => true,

@@ -3,6 +3,7 @@ import * as z from "zod";
 import { readBreaker, resetBreaker, tripBreaker } from "../../src/consume/breaker-control.ts";
 import { type BreakerState, decideAfter, decideEntry } from "../../src/consume/breaker-state.ts";
 import { createApp, defineConsumer, defineStream, fixed, NonRetriableError, RetryAfterError } from "../../src/index.ts";
+import { connect } from "../../src/nats/connection.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number() });
@@ -300,6 +301,80 @@ describe("a half-open breaker", () => {
     }
     await connection.close();
   });
+});
+
+describe("a breaker of which nobody can be told", () => {
+  const loginWithout = (denied: string) => `no_auth_user: admin
+    authorization { users: [
+      { user: admin, password: admin }
+      { user: function, password: secret, permissions: { ${denied}: { deny: ["sortie.breakers.>"] } } }
+    ] }`;
+
+  async function startDenied(denied: "publish" | "subscribe") {
+    let starts = 0;
+    const worker = defineConsumer(jobs, "worker", {
+      deadLetter: "dead.jobs",
+      concurrency: 2,
+      retry: { attempts: 100, backoff: fixed(10) },
+      breaker: { failureRatio: 0.5, minimum: 5 },
+    });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, async () => {
+      starts += 1;
+      await new Promise((resolve) => setTimeout(resolve, 2));
+      throw new Error("down");
+    });
+    const made = await startSystem(app, { config: loginWithout(denied) });
+    system = made;
+    for (let n = 0; n < 30; n++) await made.publish("jobs.a", { n });
+    const connectTo = (ms: number) => connect({ url: made.server.url.replace("//", "//function:secret@") }, ms);
+    const { consumers } = await made.invoke({ connect: connectTo, budgetMs: 4_000 });
+    expect(consumers).toMatchObject([{ ended: "open", error: expect.stringMatching(/sortie\.breakers|permission/i) }]);
+    return starts;
+  }
+
+  it("stops the invocation that would open it, where it cannot be written down", async () => {
+    expect(await startDenied("publish")).toBeLessThan(20);
+  });
+
+  it("is in the report, where it cannot be heard of", async () => {
+    expect(await startDenied("subscribe")).toBeLessThan(20);
+  });
+});
+
+describe("handlers that use the processor", () => {
+  it.each(["a schema that answers at once", "one that does not", "in batches"])(
+    "are not started when the one before has opened it: %s",
+    async (kind) => {
+      let starts = 0;
+      const schema = kind === "one that does not" ? Job.refine(async () => true) : Job;
+      const busy = defineStream("BUSY", { subjects: { busy: schema }, retention: "workqueue" });
+      const worker = defineConsumer(busy, "worker", {
+        deadLetter: "dead.jobs",
+        concurrency: 4,
+        breaker: { failureRatio: 0.5, minimum: 1 },
+      });
+      const burn = () => {
+        starts += 1;
+        for (const until = Date.now() + 60; Date.now() < until; );
+        return new Error("down");
+      };
+      const empty = createApp({ streams: [busy, dead] });
+      const app =
+        kind === "in batches"
+          ? empty.handleBatch(worker, (messages) => {
+              const error = burn();
+              return { failed: messages.map(({ sequence }) => ({ sequence, error })) };
+            })
+          : empty.on(worker, () => {
+              throw burn();
+            });
+      const made = await startSystem(app);
+      system = made;
+      for (let n = 0; n < 12; n++) await made.publish("busy", { n });
+      expect((await made.invoke()).consumers).toMatchObject([{ ended: "open" }]);
+      expect(starts).toBe(1);
+    },
+  );
 });
 
 describe("messages that wait for a rate limit when the breaker opens", () => {

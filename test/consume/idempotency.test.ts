@@ -192,6 +192,18 @@ describe("a key", () => {
     expect(await keys()).toBe(2);
   });
 
+  it.each([
+    ["half characters, which UTF-8 cannot tell apart", ["a\ud800", "a\ud801", "a\ufffd"]],
+    ["a thousand characters", ["x".repeat(1_000), `${"x".repeat(999)}y`, "é".repeat(1_000)]],
+  ])("of %s is told from others", async (_, orders) => {
+    const handled: string[] = [];
+    await start(({ data }) => void handled.push(data.order));
+    for (const order of [...orders, ...orders]) await system.publish("payments.due", { order, n: 1 });
+    await system.settle();
+    expect(handled.toSorted()).toEqual(orders.toSorted());
+    expect((await system.jsm.streams.info("DEAD")).state.messages).toBe(0);
+  });
+
   it("that cannot be had fails the message, which tells it", async () => {
     await start(() => {}, { ...charging, idempotency: { ttlMs: 60_000, key: () => "" } } as typeof charging);
     await system.publish("payments.due", { order: "a", n: 1 });
@@ -204,7 +216,7 @@ describe("a key", () => {
     expect(told).toContainEqual([
       "attempts-exhausted",
       expect.stringContaining(
-        'Consumer "charging": expected idempotency.key to answer a string of 1 to 500 bytes, got one of 0',
+        'Consumer "charging": expected idempotency.key to answer a string that is not empty, got an empty one',
       ),
     ]);
     expect(told.map(([reason]) => reason)).toContain("invalid");

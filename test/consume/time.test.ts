@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import {
@@ -37,6 +38,53 @@ function burn(ms: number): void {
 }
 
 describe("handlers that use the processor", () => {
+  it.each(["a schema that takes its time", "in batches", "a retry"])(
+    "have what they did settled, and the next one looks at the time: %s",
+    { timeout: 60_000 },
+    async (kind) => {
+      const Job = z.object({ n: z.number() });
+      const schema = kind === "a schema that takes its time" ? Job.refine(async () => true) : Job;
+      const busy = defineStream("BUSY", { subjects: { busy: schema }, retention: "workqueue" });
+      const worker = defineConsumer(busy, "worker", {
+        deadLetter: "dead.busy",
+        concurrency: 3,
+        retry: { attempts: 3, backoff: fixed(20) },
+      });
+      let isRetry = kind !== "a retry";
+      let [starts, handled] = [0, 0];
+      const handle = (messages: number) => {
+        if (!isRetry) throw new Error("once");
+        starts += 1;
+        burn(700);
+        handled += messages;
+      };
+      const empty = createApp({ streams: [busy, dead] });
+      const app =
+        kind === "in batches"
+          ? empty.handleBatch(worker, ({ length }) => handle(length), { size: 2 })
+          : empty.on(worker, () => handle(1));
+      system = await startSystem(app);
+      for (let n = 0; n < 6; n++) await system.publish("busy", { n });
+      if (!isRetry) {
+        await system.invoke({ budgetMs: 300 });
+        isRetry = true;
+        await sleep(100);
+      }
+      const { consumers } = await system.invoke({ budgetMs: 2_000 });
+      expect(starts).toBeLessThanOrEqual(2);
+      expect(consumers).toMatchObject([{ acked: handled, unconfirmed: 0 }]);
+      expect(consumers[0]?.returned).toBeGreaterThan(0);
+    },
+  );
+
+  it("do not keep the server from hearing of what is in hand, between two of them", async () => {
+    system = await start({ concurrency: 1, ackWait: "1s" }, () => burn(400));
+    await publish(8);
+    const { consumers } = await system.invoke({ budgetMs: 8_000 });
+    expect(consumers).toMatchObject([{ acked: 8, leaseLost: 0, unconfirmed: 0 }]);
+    expect((await system.jsm.consumers.info("JOBS", "worker")).num_redelivered).toBe(0);
+  });
+
   it.each([
     ["and answer at once", 16, 200, burn],
     ["before they await", 100, 50, async (ms: number) => burn(ms)],
