@@ -24,7 +24,7 @@ export function read(delivery: Delivery, consumer: ConsumerDefinition, attempt: 
     return {
       subject,
       data: value,
-      id: headers.get("Nats-Msg-Id") ?? headers.get(idHeader) ?? `${stream}.${sequence}`,
+      id: headers.get(idHeader) ?? headers.get("Nats-Msg-Id") ?? `${stream}.${sequence}`,
       attempt,
       stream,
       sequence,

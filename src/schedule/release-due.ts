@@ -59,8 +59,8 @@ interface Claimed {
   /** Its sequence when it was claimed, and when it was made: the id of what is released is made of that. */
   readonly revision: number;
   readonly first: number;
-  /** Who has claimed it before may have released it, after the message of the target stream with this sequence. */
-  readonly maybeAfter?: number | undefined;
+  /** Who has claimed it before may have released it: where the target stream ended then, and when that was. */
+  readonly before?: { readonly after: number; readonly since: number } | undefined;
 }
 
 /** The notes that match a pattern. */
@@ -105,6 +105,7 @@ export async function releaseDue(
   const { until, aheadOfUsMs, lastOfTarget } = await look();
   /** By the server's clock, of which this is never ahead. */
   const serverNow = () => now() + aheadOfUsMs;
+  const latestAt = () => settleBy + aheadOfUsMs - leadMs; // what is due later is for others
   const isSameHour = Math.floor(until / hourMs) === Math.floor(serverNow() / hourMs);
   let listedUntil = isSameHour ? until : until - veryLateMs;
   try {
@@ -220,7 +221,7 @@ export async function releaseDue(
     let [at, before] = [Infinity, 0];
     for (let n = 0; n < agenda.length; n += together) {
       const due = (agenda[n] as Note).at;
-      if (due - longestLeadMs > serverNow() + leadMs) break;
+      if (due > latestAt() || due - longestLeadMs > Math.min(at, serverNow() + leadMs)) break;
       at = Math.min(at, due - Math.min(longestLeadMs, leadMs + before));
       before += perClaimMs * together;
     }
@@ -229,7 +230,7 @@ export async function releaseDue(
 
   function take(): Note[] {
     if (nextClaimAt() > serverNow()) return [];
-    const by = serverNow() + longestLeadMs;
+    const by = Math.min(serverNow() + longestLeadMs, latestAt());
     const some = agenda.splice(0, together);
     const after = some.findIndex(({ at }) => at > by);
     if (after >= 0) agenda.unshift(...some.splice(after));
@@ -251,33 +252,35 @@ export async function releaseDue(
         leftMs(),
         "reading a schedule",
       );
+      const original = known.get(note.subject) as Note;
       if (!stored) {
-        const original = known.get(note.subject) as Note;
         if (heard.delete(original)) insert(note, serverNow() + 500);
         else over(note); // it was released, replaced and released, or cancelled
         return undefined;
       }
       const header = (name: string) => stored.headers.find(([header]) => header === name)?.[1];
       const at = Number(header(pendingHeaders.at));
-      if (at > serverNow() + longestLeadMs) {
+      if (at > original.at) {
         over(note); // it was replaced by a later one, which has a note of its own
         return undefined;
       }
-      const [first, after] = header(pendingHeaders.releasing)?.split(" ").map(Number) ?? [];
       const claimedAt = Date.parse(stored.time);
-      if (first !== undefined && serverNow() < claimedAt + patienceMs) {
+      const [first = stored.sequence, after, since = claimedAt] =
+        header(pendingHeaders.releasing)?.split(" ").map(Number) ?? [];
+      const before = after === undefined ? undefined : { after, since };
+      if (before && serverNow() < claimedAt + patienceMs) {
         insert(note, claimedAt + patienceMs);
         return undefined;
       }
       const { data: payload, sequence } = stored;
-      const releasing = `${first ?? sequence} ${after ?? lastOfTarget}`;
+      const releasing = before ? `${first} ${after} ${since}` : `${first} ${lastOfTarget}`;
       const headers = [
         ...stored.headers.filter(([header]) => !/^nats-/i.test(header) && header !== pendingHeaders.releasing),
         [pendingHeaders.releasing, releasing],
         ["Nats-Expected-Last-Subject-Sequence", `${sequence}`],
       ] as const;
-      const claimed = await publish(connection, { stream: schedulesStream, subject, payload, headers }, leftMs());
-      return { note, at, stored, revision: claimed.sequence, first: first ?? sequence, maybeAfter: after };
+      const claimed = await publish(connection, { subject, payload, headers }, leftMs());
+      return { note, at, stored, revision: claimed.sequence, first, before };
     } catch (error) {
       // someone else has it, or has replaced it
       if (!/wrong last sequence/i.test(textOf(error))) trouble ??= textOf(error);
@@ -298,17 +301,20 @@ export async function releaseDue(
     while (at > serverNow()) await pause(Math.ceil(at - serverNow()), "waiting until a schedule is due");
   }
 
-  async function releaseOne({ note, at, stored, revision, first, maybeAfter }: Claimed): Promise<void> {
+  async function releaseOne({ note, at, stored, revision, first, before }: Claimed): Promise<void> {
     try {
       const id = `sortie.release.${first}.${at}`;
       const subject = stored.headers.find(([header]) => header === pendingHeaders.target)?.[1] ?? "";
-      const isForgotten = maybeAfter !== undefined && serverNow() > Date.parse(stored.time) + duplicateWindowMs;
-      if (!isForgotten || !(await isReleased(subject, maybeAfter, id))) {
+      const isForgotten = before && serverNow() > before.since + duplicateWindowMs;
+      if (!isForgotten || !(await isReleased(subject, before.after, id))) {
         const own = new Set<string>(Object.values(pendingHeaders));
         const headers = stored.headers.filter(([header]) => !/^nats-/i.test(header) && !own.has(header));
-        await publish(connection, { stream: name, subject, payload: stored.data, id, headers }, leftMs());
-        released += 1;
-        latestMs = Math.max(latestMs ?? 0, serverNow() - at);
+        const outgoing = { stream: name, subject, payload: stored.data, id, headers };
+        const { duplicate } = await publish(connection, outgoing, leftMs());
+        if (!duplicate) {
+          released += 1;
+          latestMs = Math.max(latestMs ?? 0, Math.round(serverNow() - at));
+        }
       }
       await remove(revision);
       over(note);
