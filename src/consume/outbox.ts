@@ -49,7 +49,7 @@ export class Outbox {
       const { connection, streams, clock } = this.#shared;
       const outgoing = { ...(await prepare(streams, subject, data)), id, headers };
       const named = { ...options, id: options.id ?? id };
-      return scheduled(connection, outgoing, streamFor(streams, subject), named, clock.now());
+      return scheduled(connection, outgoing, streamFor(streams, subject), named, clock.now()).messages;
     });
 
   /** Publishes everything. Throws the first refusal, of a payload or of the server. */

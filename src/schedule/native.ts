@@ -8,6 +8,9 @@ import { idHeader, tokenOf } from "./when.ts";
 /** The server counts nanoseconds in 64 bits; a later time would wrap round and be released at once. */
 const latestMs = Date.parse("2262-04-11T00:00:00Z");
 
+/** The header that says when (NATS ADR-51). */
+export const scheduleHeader = "Nats-Schedule";
+
 /** Whether the server releases messages by itself (NATS ADR-51). */
 export function releasesByItself(connection: Connection): boolean {
   return serverIsAtLeast(connection, "2.12");
@@ -38,7 +41,7 @@ export function nativeFor(
   }
   const headers = [
     [idHeader, id],
-    ["Nats-Schedule", `@at ${at.toISOString()}`],
+    [scheduleHeader, `@at ${at.toISOString()}`],
     ["Nats-Schedule-Target", outgoing.subject],
     ...(outgoing.headers ?? []),
   ] as const;

@@ -2,12 +2,18 @@ import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
-import { nativeFor, releasesByItself } from "./native.ts";
-import { pendingFor } from "./pending.ts";
+import { nativeFor, releasesByItself, scheduleHeader } from "./native.ts";
+import { pendingFor, pendingHeaders } from "./pending.ts";
 import { dueAt, type ScheduleOptions } from "./when.ts";
 
+/** When a message is released, and what has to be published for that, in this order. */
+export interface Scheduled {
+  readonly at: Date;
+  readonly messages: readonly Outgoing[];
+}
+
 /**
- * Turns a message into what has to be published, in this order, for it to be released later: by the server where it does
+ * Turns a message into what has to be published for it to be released later: by the server where it does
  * that (2.12), else by a function.
  * @throws SortieError `schedule-refused` where the schedule could not survive until it is due, `invalid-option` for a malformed time.
  */
@@ -17,12 +23,20 @@ export function scheduled(
   stream: StreamDefinition,
   { id, ...when }: ScheduleOptions & { readonly id: string },
   now: number,
-): Outgoing[] {
+): Scheduled {
   const what = `A schedule for "${outgoing.subject}"`;
   const at = dueAt(when, now, what);
   if (!stream.schedules) {
     throw new SortieError("schedule-refused", `${what}: stream "${stream.name}" is defined with \`schedules: false\``);
   }
-  if (releasesByItself(connection)) return [nativeFor(outgoing, stream, id, at, now, what)];
-  return pendingFor(outgoing, stream.name, id, at, now);
+  const messages = releasesByItself(connection)
+    ? [nativeFor(outgoing, stream, id, at, now, what)]
+    : pendingFor(outgoing, stream.name, id, at, now);
+  return { at, messages };
+}
+
+/** When a schedule that is stored releases its message. */
+export function releaseTimeOf(headers: { get(name: string): string }): Date {
+  const native = headers.get(scheduleHeader).replace(/^@at /, "");
+  return new Date(native || Number(headers.get(pendingHeaders.at)));
 }

@@ -36,7 +36,7 @@ it(`${count} schedules are released once each, and never early, by functions tha
       const n = begin + index;
       const outgoing = { stream: "TASKS", subject: "tasks.later", payload: encoder.encode(JSON.stringify({ n })) };
       const options = { id: `task ${n}`, at: new Date(dueAt(n)) };
-      const messages = scheduled(connection, outgoing, tasks, options, Date.now());
+      const { messages } = scheduled(connection, outgoing, tasks, options, Date.now());
       await Promise.all(messages.map((message) => publish(connection, message, 30_000)));
     });
     await Promise.all(some);

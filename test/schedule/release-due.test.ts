@@ -62,7 +62,8 @@ async function schedule(n: number, at: Date, { id = `task ${n}`, now = Date.now(
     subject: "tasks.later",
     payload: new TextEncoder().encode(JSON.stringify({ n })),
   };
-  for (const each of scheduled(connection, outgoing, tasks, { id, at }, now)) await publish(connection, each, 5_000);
+  const { messages } = scheduled(connection, outgoing, tasks, { id, at }, now);
+  for (const each of messages) await publish(connection, each, 5_000);
   await connection.close();
 }
 
