@@ -42,7 +42,6 @@ it(`${count} schedules are released once each, and never early, by functions tha
     await Promise.all(some);
   }
   await connection.close();
-  expect(Date.now()).toBeLessThan(from);
 
   const crowd = new Set<ChildProcess>();
   let [deaths, over] = [0, false];
