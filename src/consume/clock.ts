@@ -5,6 +5,10 @@ import { type Budget, learnt, planBudget, type RoundTrips } from "./budget.ts";
 /** An invocation's time, as it learns how long round trips take. */
 export interface Clock {
   now(): number;
+  /** The time by the server's clock, where it has told it, else by the host's. */
+  serverNow(): number;
+  /** Takes note of a time that the server has told just now, in RFC 3339. */
+  told(time: string | undefined): void;
   readonly budget: Budget;
   /** Aborts at the budget's `stopAt`. */
   readonly signal: AbortSignal;
@@ -30,6 +34,7 @@ export function startClock(deadline: number, now: () => number): Clock {
   const handled = new Set<() => void>();
   let known: RoundTrips | undefined;
   let roundTripMs = 0;
+  let serverAheadMs = 0;
   let budget = planBudget(started, deadline);
   let timer: ReturnType<typeof setTimeout> | undefined;
   arm();
@@ -46,6 +51,11 @@ export function startClock(deadline: number, now: () => number): Clock {
 
   return {
     now,
+    serverNow: () => now() + serverAheadMs,
+    told(time = "") {
+      const at = Date.parse(time);
+      if (!Number.isNaN(at)) serverAheadMs = at - now();
+    },
     get budget() {
       return budget;
     },

@@ -31,7 +31,7 @@ export interface Continuation {
   /** Takes note of what is left of a consumer; undefined where nobody wants to know. */
   readonly left: ((progress: Progress) => void) | undefined;
   /** Takes a place for each invocation to start, or gives the own one back: over a connection that is closed thereafter. */
-  decide(connection: Connection, report: InvocationReport): Promise<void>;
+  decide(connection: Connection, clock: Pick<Clock, "serverNow">, report: InvocationReport): Promise<void>;
   /** Asks for what was decided on, once the server has seen the connection's end: with it, there would be one too many. */
   start(connection: Connection, clock: Pick<Clock, "roundTripMs">, report: InvocationReport): Promise<void>;
 }
@@ -67,12 +67,12 @@ export function openContinuation(options: ContinuationOptions): Continuation | u
   return {
     consumeBy: overBy - reserveMs,
     left: onMore && ((progress) => void consumers.push(progress)),
-    async decide(connection, report) {
+    async decide(connection, { serverNow }, report) {
       const goesOn = onMore && fanOut && consumers.some(({ ready, done }) => ready > 0 && done > 0);
       if (!goesOn && !place) return;
       let taken: readonly Place[] = [];
       try {
-        await changePlaces(connection, { now, by: overBy - reserveMs / 2 }, (leases) => {
+        await changePlaces(connection, { now, serverNow, by: overBy - reserveMs / 2 }, (leases) => {
           const others = leases.filter(({ id }) => id !== place?.id);
           const count = goesOn
             ? planContinuation({
@@ -85,10 +85,10 @@ export function openContinuation(options: ContinuationOptions): Continuation | u
                 placed: place !== undefined,
               })
             : 0;
-          const until = Math.round(now() + startMs + budgetMs);
+          const until = Math.round(serverNow() + startMs + budgetMs);
           taken = Array.from({ length: count }, () => ({ id: crypto.randomUUID(), until }));
           if (count > 0) return [...others, ...taken];
-          return place && [...others, endingAt(place, now())];
+          return place && [...others, endingAt(place, serverNow())];
         });
         places = taken;
         if (goesOn) report.continued = { asked: 0 };

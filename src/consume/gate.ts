@@ -4,6 +4,10 @@ interface Participant {
   readonly priority: number;
   /** How many of its handlers run. */
   readonly running: () => number;
+  /** Whether it is known what waits for it: its first pull has been answered. */
+  readonly isKnown: () => boolean;
+  /** Whether there is, or may come, something to start. */
+  readonly wants: () => boolean;
   /** Is told that it may be let in again. */
   readonly onOpen: () => void;
 }
@@ -15,11 +19,15 @@ interface Participant {
 export interface Gate {
   join(participant: Participant): void;
   /**
-   * Whether a handler may start beside others. While one waits to run alone, those still may that are likely to end before
+   * Whether a handler of a participant may start beside others. A place is kept for each of the others, unless its priority is
+   * lower, and its share, or all, until it is known what waits for it: a slow one that comes first does not take them all.
+   * While one waits to run alone, those still may that are likely to end before
    * those that it waits for: one slow consumer, or a handler that hangs, does not hold up the others. When these have ended,
    * nobody else enters before it has run.
    */
-  admits(handlerMs: number | undefined): boolean;
+  admits(participant: Participant, handlerMs: number | undefined): boolean;
+  /** What a participant knows, or wants, is otherwise now. */
+  changed(): void;
   /** How many handlers of a participant may run, by what others leave, and have to leave, to it. */
   placesFor(participant: Participant): number;
   /**
@@ -96,6 +104,23 @@ export function createGate(now: () => number, most: number): Gate {
     }, ms);
   }
 
+  function shareOf({ priority }: Participant): number {
+    const equals = participants.filter((other) => other.priority === priority && other.wants()).length;
+    const above = sum(participants.filter((other) => other.priority > priority));
+    return Math.floor((most - above) / Math.max(1, equals));
+  }
+
+  /** How many places are kept for others. */
+  function keptFrom(one: Participant): number {
+    let kept = 0;
+    for (const other of participants) {
+      if (other === one || other.priority < one.priority || !other.wants()) continue;
+      if (other.isKnown()) kept += other.running() === 0 ? 1 : 0;
+      else kept += other.priority > one.priority ? most : Math.max(0, shareOf(other) - other.running());
+    }
+    return Math.min(kept, most - 1);
+  }
+
   function sum(some: readonly Participant[]): number {
     return some.reduce((all, one) => all + one.running(), 0);
   }
@@ -104,19 +129,22 @@ export function createGate(now: () => number, most: number): Gate {
     join(participant) {
       participants.push(participant);
     },
-    admits(handlerMs = typicalMs) {
+    admits(participant, handlerMs = typicalMs) {
       if (alone || running >= most) return false;
+      if (most < Infinity && participant.running() > 0 && running + keptFrom(participant) >= most) return false;
       if (waiting.length === 0 || between) return true;
       if (last) return false;
       // whom it waits for take longer, or have taken so long already that it makes no difference
       return older > 0 && (now() + handlerMs < busyUntil || handlerMs < now() - since);
     },
-    placesFor({ priority, running: own }) {
+    placesFor(participant) {
       if (most === Infinity) return most;
-      const above = sum(participants.filter((other) => other.priority > priority));
-      const below = sum(participants.filter((other) => other.priority < priority));
-      const equals = participants.filter((other) => other.priority === priority).length;
-      return Math.max(own() + most - running + below, Math.floor((most - above) / equals));
+      const below = sum(participants.filter(({ priority }) => priority < participant.priority));
+      const free = most - running + below - keptFrom(participant);
+      return Math.max(participant.running() + free, shareOf(participant));
+    },
+    changed() {
+      if (most < Infinity && !alone) tell();
     },
     enter(handlerMs = 0) {
       inside += 1;

@@ -48,6 +48,8 @@ export interface Hand {
   onChange(listener: () => void): () => void;
   /** Resolves when a condition is true, as of such a change. */
   until(condition: () => boolean): Promise<void>;
+  /** Nothing more will come. */
+  noMore(): void;
   /** Starts nothing any more, and hands back what was not started. */
   stop(): void;
   /** Resolves when all that is in hand has been settled. */
@@ -80,7 +82,12 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   // what one consumer answers says nothing of what another one was sent
   const confirmations = { own: openConfirmation(), parked: openConfirmation(), exhausted: openConfirmation() };
   const leases = keepLeases(held, consumer.ackWaitMs, shared, tally);
-  const turns = openTurns(binding, limits, { check: leases.check, leave, trouble: tally.trouble }, shared);
+  const turns = openTurns(
+    binding,
+    limits,
+    { check: leases.check, leave, trouble: tally.trouble, hungry: tell },
+    shared,
+  );
   shared.rounds.join({ keepMs: consumer.ackWaitMs / keptParts, keep: leases.keep, onRound: turns.startNext });
   const claims = openClaims(binding, shared);
   clock.signal.addEventListener("abort", stop);
@@ -133,6 +140,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
         return await pull;
       } finally {
         pulling -= 1;
+        turns.heard();
         for (const confirmation of Object.values(confirmations)) confirmation.hurry();
         tell();
       }
@@ -152,6 +160,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
         }
       });
     },
+    noMore: turns.noMore,
     stop,
     async emptied() {
       await point(
@@ -174,6 +183,7 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     counts[source].messages += 1;
     bytes += size;
     if (source === "own") tally.pulled(one);
+    turns.heard();
     if (stopped) leave(one, returned(noAttempts.attempts));
     else if (isPlain(one) && !claims) turns.beside(one);
     else void goOn(one);

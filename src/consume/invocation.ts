@@ -100,7 +100,7 @@ export async function invoke({
     const consumers = await Promise.all(bindings.map((binding) => runConsumer(binding, shared)));
     if (consumers.every(({ ended, pulled }) => ended === "failed" && pulled === 0)) await assertLoggedIn(connection);
     report = { ms: now() - started, consumers };
-    if (continuation) await continuation.decide(connection, report);
+    if (continuation) await continuation.decide(connection, clock, report);
   } finally {
     clock.end();
     disconnect(connection);

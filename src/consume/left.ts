@@ -15,8 +15,11 @@ export interface Left {
   settled(one: Held, settled: Settled): void;
   /** Takes note of a settlement without the server's word: the message comes again after the ack-wait. */
   unconfirmed(one: Held): void;
-  /** Takes note of how many messages wait on a source, as the server said last; undefined where it has not. */
-  waiting(kind: Source["kind"], messages: number | undefined): void;
+  /**
+   * Takes note of how many messages wait on a source, as the server said last; undefined where it has not. `isServed` is
+   * whether it gave all that was asked for until the end: there may be more, also of what was delivered before.
+   */
+  waiting(kind: Source["kind"], messages: number | undefined, isServed: boolean): void;
   /**
    * What is left, with the server's word on its consumer where it was asked while `unsettled` messages were in hand; nothing
    * to find where what held this invocation back would hold the next one back.
@@ -27,6 +30,7 @@ export interface Left {
 export function openLeft(consumer: ConsumerDefinition, now: () => number): Left {
   const putOff = new Map<Held["key"], PutOff>(); // by the message, wherever its delivery came from
   const waiting: Partial<Record<Source["kind"], number | undefined>> = {};
+  let servedAtTheEnd = false;
 
   function keyOf({ key, delivery, source }: Held): Held["key"] {
     if (delivery.stream === consumer.stream.name) return delivery.sequence;
@@ -46,12 +50,14 @@ export function openLeft(consumer: ConsumerDefinition, now: () => number): Left 
     unconfirmed(one) {
       putOff.set(keyOf(one), { dueAt: now() + consumer.ackWaitMs, outstanding: one.source === "own" });
     },
-    waiting(kind, messages) {
+    waiting(kind, messages, isServed) {
       waiting[kind] = messages;
+      servedAtTheEnd ||= isServed;
     },
     sum: (isHeld, asked) => {
       const { maxAckPending } = consumer;
-      return planRemainder({ isHeld, waiting, putOff: [...putOff.values()], asked, maxAckPending, now: now() });
+      const known = { isHeld, waiting, isServed: servedAtTheEnd, putOff: [...putOff.values()] };
+      return planRemainder({ ...known, asked, maxAckPending, now: now() });
     },
   };
 }

@@ -27,6 +27,7 @@ export interface Remainder {
 export function planRemainder({
   isHeld,
   waiting,
+  isServed = false,
   putOff,
   asked,
   maxAckPending,
@@ -34,7 +35,13 @@ export function planRemainder({
 }: {
   /** Whether what held this invocation back would hold the next one back. */
   isHeld: boolean;
-  waiting: { readonly own?: number | undefined; readonly exhausted?: number | undefined };
+  waiting: {
+    readonly own?: number | undefined;
+    readonly parked?: number | undefined;
+    readonly exhausted?: number | undefined;
+  };
+  /** Whether the server gave all that was asked for until the end. @default no */
+  isServed?: boolean;
   putOff: readonly PutOff[];
   asked: Asked | undefined;
   maxAckPending: number;
@@ -47,7 +54,11 @@ export function planRemainder({
   const most = asked?.info.config?.max_ack_pending ?? maxAckPending;
   const isFull = most !== -1 && outstanding >= most;
   const due = putOff.filter(({ dueAt }) => dueAt <= now).length;
-  const found = due + (isFull ? 0 : (pending ?? 0)) + (waiting.exhausted ?? 0);
+  const isMoreThere = isServed && !isFull;
+  // what was delivered before and is there again is counted nowhere by itself: some of it may be in the hands of others
+  const again = isMoreThere ? Math.max(0, outstanding - kept) : 0;
+  const counted = due + (isFull ? 0 : (pending ?? 0)) + again + (waiting.parked ?? 0) + (waiting.exhausted ?? 0);
+  const found = asked ? counted : Math.max(counted, isMoreThere ? 1 : 0);
   const nextDueAt = putOff.reduce((soonest, { dueAt }) => Math.min(soonest, dueAt), Infinity);
   return {
     ready: isHeld ? 0 : found,

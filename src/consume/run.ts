@@ -73,6 +73,7 @@ export async function runConsumer(binding: Binding, shared: Circumstances): Prom
   } catch (reason) {
     ends = [{ status: "rejected", reason }];
   }
+  hand.noMore();
   const drained = ends.length > 0 && ends.every((end) => end.status === "fulfilled" && end.value === "drained");
   const asked = shared.left && !drained ? askLeft(binding, hand, shared) : undefined;
   await Promise.all([hand.emptied(), breaker?.flush()]);
@@ -101,6 +102,7 @@ async function lookUp({ consumer }: Binding, { connection, clock }: Circumstance
   const ms = Math.min(silenceMs, clock.budget.settleBy - clock.now());
   const named = { stream: consumer.stream.name, consumer: consumer.name };
   const info = await consumerInfo(connection, named, ms).catch(() => undefined);
+  clock.told(info?.ts);
   return info?.error ? undefined : info;
 }
 
@@ -140,6 +142,7 @@ async function pullFrom(
   let drained = false;
   let again = false; // once more when the last handler has ended
   let full: number | undefined; // how many deliveries in hand it was full with: it has room when one of them is settled
+  let isServed = false; // by the last pull, with all that it asked for
   let oversized = false; // the next message has more bytes than may be in hand: it comes alone
   let troubledAt: number | undefined;
   let pausing = false;
@@ -154,7 +157,7 @@ async function pullFrom(
     const come = hand.until(() => pulls === 0);
     await within(handBackBy() - now(), "waiting for what is under way", come).catch(() => {});
     puller.close();
-    left.waiting(source.kind, waiting);
+    left.waiting(source.kind, waiting, isServed);
   }
 
   /** Asks for more where there is room: in the flight of what made the room. */
@@ -212,6 +215,7 @@ async function pullFrom(
         clock.learn(flightMs);
       }
       oversized = end === "oversized";
+      isServed = end === "more";
       if (end === "drained") waiting = 0;
       full = end === "full" && heldThen > 0 ? heldThen : undefined;
       if (end === "drained" || (end === "full" && !full)) {

@@ -3,6 +3,7 @@ import type { DeadLetterReason } from "../dead-letter/story.ts";
 import { parkFromMs, parks } from "../define/own.ts";
 import { backoffMs } from "../define/retry.ts";
 import { SortieError, textOf } from "../errors.ts";
+import { isDenied } from "../nats/jetstream.ts";
 import { isConflict } from "../nats/records.ts";
 import { within } from "../nats/within.ts";
 import type { Outcome } from "./attempt.ts";
@@ -54,8 +55,7 @@ export async function settle(
   }
   switch (settlement.kind) {
     case "ack":
-      await leaveForGood(ACK);
-      return outcome;
+      return { ...outcome, ...(await leaveForGood(ACK)) };
     case "return":
       return handBack(settlement.delayMs ?? 0);
     case "retry":
@@ -130,16 +130,24 @@ export async function settle(
       };
       return { trouble: textOf(refusal), ...(await retry(again, delayMs)) };
     }
-    await leaveForGood(TERM);
-    return outcome;
+    return { ...outcome, ...(await leaveForGood(TERM)) };
   }
 
   /** The delivery's last settlement, with which all that is kept of the message beside it goes as well. */
-  async function leaveForGood(settlement: Uint8Array): Promise<void> {
+  async function leaveForGood(settlement: Uint8Array): Promise<{ trouble: string } | undefined> {
     if (held.source === "exhausted" && consumer.stream.retention === "workqueue") await remove();
     if (held.originAck) await originAcknowledged(held.originAck);
-    await confirm(held.ackSubject, settlement, clock.budget.settleBy);
-    if (held.entry && held.entry.revision > 0) await ledger.forget(held.entry, left()).catch(() => {}); // or its maxAge does
+    try {
+      await confirm(held.ackSubject, settlement, clock.budget.settleBy);
+    } catch (error) {
+      if (held.announced) await writtenDown(outcome.attempts); // or it would be taken for one that its function died of
+      throw error;
+    }
+    if (!held.entry || held.entry.revision === 0) return undefined;
+    return ledger.forget(held.entry, left()).then(
+      () => undefined,
+      (error: unknown) => (isDenied(error) ? { trouble: textOf(error) } : undefined), // else its maxAge does it
+    );
   }
 
   /** Of a parked copy: where its origin's acknowledgement was lost, that one would come again, and know nothing of the copy. */

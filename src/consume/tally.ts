@@ -1,4 +1,5 @@
 import { textOf } from "../errors.ts";
+import { isDenied } from "../nats/jetstream.ts";
 import type { Outcome } from "./attempt.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";
@@ -83,6 +84,7 @@ export function openTally({ consumer }: Binding, log: (event: InvocationEvent) =
     unconfirmed(one, { attempts }, error) {
       left.unconfirmed(one);
       report.unconfirmed += 1;
+      if (isDenied(error)) trouble(textOf(error));
       log({ ...aboutOf(one, attempts.started), event: "unconfirmed", error: textOf(error) });
     },
     leaseLost(one) {

@@ -32,6 +32,10 @@ export interface Turns {
   alone(one: Held, attempts: Attempts): Promise<void>;
   /** Starts what can be started. */
   startNext(): void;
+  /** A pull has been answered, or something has come of it. */
+  heard(): void;
+  /** Nothing more will come. */
+  noMore(): void;
   /** Starts nothing any more, and hands back what was not started. */
   stop(): void;
 }
@@ -50,10 +54,13 @@ export function openTurns(
     check,
     leave,
     trouble,
+    hungry,
   }: {
     check(one: Held, at?: number): void;
     leave(one: Held, outcome: Outcome): void;
     trouble(error: string): void;
+    /** There is room, and nothing that waits for it. */
+    hungry(): void;
   },
   shared: Circumstances,
 ): Turns {
@@ -74,7 +81,17 @@ export function openTurns(
   let gathering = false;
   let stopped = false;
   let starting = false;
-  const participant = { priority: consumer.priority, running: () => running, onOpen: startNext };
+  let [isKnown, isLast] = [false, false];
+  const participant = {
+    priority: consumer.priority,
+    running: () => running,
+    isKnown: () => isKnown,
+    wants: () => !isLast || queue.length > 0 || suspects.size > 0,
+    onOpen() {
+      startNext();
+      if (queue.length === 0 && !isLast) hungry();
+    },
+  };
   const inTime = openInTime(pace, { now, isOver, orReturned });
   gate.join(participant);
   breaker?.onRelease(startNext);
@@ -127,6 +144,15 @@ export function openTurns(
       }
     },
     startNext,
+    heard() {
+      if (isKnown) return;
+      isKnown = true;
+      gate.changed();
+    },
+    noMore() {
+      isLast = true;
+      gate.changed();
+    },
     stop,
   };
 
@@ -151,7 +177,7 @@ export function openTurns(
   }
 
   function mayStart(): boolean {
-    return running < consumer.concurrency && gate.admits(handlerMs) && !breaker?.holds;
+    return running < consumer.concurrency && gate.admits(participant, handlerMs) && !breaker?.holds;
   }
 
   function startThese(batch: readonly Held[]): void {

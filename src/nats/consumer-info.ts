@@ -7,6 +7,8 @@ export interface ConsumerInfo {
   readonly num_pending?: number;
   readonly num_ack_pending?: number;
   readonly paused?: boolean;
+  /** The server's time (nats-server 2.10), in RFC 3339. */
+  readonly ts?: string;
   readonly config?: { readonly max_ack_pending?: number; readonly pause_until?: string };
 }
 

@@ -21,6 +21,11 @@ export function isNoResponders(error: unknown): boolean {
   return error.name === "JetStreamNotEnabled" || /^no responders|^503$/i.test(error.message);
 }
 
+/** Whether the server has refused something for want of a permission: it has not happened. */
+export function isDenied(error: unknown): boolean {
+  return error instanceof Error && (/permissions violation/i.test(error.message) || isDenied(error.cause));
+}
+
 /** Whether an answer did not come in time, as the two generations of the client and `within` say it. */
 export function isTimeout(error: unknown): boolean {
   if (error instanceof SortieError) return error.code === "timed-out";

@@ -1,7 +1,7 @@
 import { headers, type MsgHdrs } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
-import { isNoResponders, isTimeout, publisherOn } from "../nats/jetstream.ts";
+import { isDenied, isNoResponders, isTimeout, publisherOn } from "../nats/jetstream.ts";
 import { isCaptured, untilLed } from "../nats/leader.ts";
 import { within } from "../nats/within.ts";
 import { type Headers, headersSize, type Outgoing } from "./outgoing.ts";
@@ -85,6 +85,11 @@ function explain(error: unknown, stream: string | undefined, subject: string, ca
   }
   if (error instanceof Error && error.name === "JetStreamApiError")
     return new SortieError("stream-refused", `${what} was refused: ${reason}`, { cause: error });
+  if (isDenied(error)) {
+    return new SortieError("stream-refused", `${what} was refused: ${reason}. Allow this login to publish there`, {
+      cause: error,
+    });
+  }
   if (isTimeout(error)) {
     return new SortieError(
       "timed-out",

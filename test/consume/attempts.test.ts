@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed, type RetryPolicy } from "../../src/index.ts";
-import type { Connection } from "../../src/nats/connection.ts";
+import { type Connection, connect } from "../../src/nats/connection.ts";
 import { crashPoints } from "../../src/nats/within.ts";
 import { altered } from "../support/connections.ts";
 import { type System, startSystem } from "../support/system.ts";
@@ -125,6 +125,51 @@ describe("a suspect whose start was written down and never made", () => {
   });
 });
 
+describe("a login that may not acknowledge", () => {
+  it("charges no message for that: each is handled again, and the report names the permission", async () => {
+    const config = `no_auth_user: admin
+      authorization { users: [
+        { user: admin, password: admin }
+        { user: function, password: secret, permissions: { publish: { deny: ["$JS.ACK.>"] } } }
+      ] }`;
+    const worker = defineConsumer(jobs, "worker", {
+      deadLetter: "dead.jobs",
+      ackWait: "1s",
+      retry: { attempts: 2, backoff: fixed(10) },
+    });
+    const attempts: number[] = [];
+    const app = createApp({ streams: [jobs, dead] }).on(worker, ({ attempt }) => void attempts.push(attempt));
+    system = await startSystem(app, { config });
+    await system.publish("jobs.a", { n: 1 });
+    const connectTo = (ms: number) => connect({ url: system.server.url.replace("//", "//function:secret@") }, ms);
+    for (let n = 0; n < 4; n++) {
+      const { consumers } = await system.invoke({ connect: connectTo, budgetMs: 2_000 });
+      expect(consumers).toMatchObject([{ unconfirmed: 1, error: expect.stringMatching(/permissions.*\$JS\.ACK/i) }]);
+      await sleep(1_100); // the ack-wait
+    }
+    expect((await system.invoke()).consumers).toMatchObject([{ acked: 1, deadLettered: 0 }]);
+    expect(attempts).toEqual([1, 1, 1, 1, 1]);
+  });
+
+  it("or to remove what was written of attempts, is told of that", async () => {
+    const config = `no_auth_user: admin
+      authorization { users: [
+        { user: admin, password: admin }
+        { user: function, password: secret, permissions: { publish: { deny: ["$JS.API.STREAM.MSG.DELETE.>"] } } }
+      ] }`;
+    const retry = { attempts: 3, backoff: fixed(10) };
+    const worker = defineConsumer(jobs, "worker", { deadLetter: "dead.jobs", ackWait: "1s", retry });
+    const app = createApp({ streams: [jobs, dead] }).on(worker, ({ attempt }) => {
+      if (attempt === 1) throw new Error("once");
+    });
+    system = await startSystem(app, { config });
+    await system.publish("jobs.a", { n: 1 });
+    const connectTo = (ms: number) => connect({ url: system.server.url.replace("//", "//function:secret@") }, ms);
+    const { consumers } = await system.invoke({ connect: connectTo, linger: "500ms" });
+    expect(consumers).toMatchObject([{ acked: 1, error: expect.stringMatching(/MSG\.DELETE\.SORTIE_ATTEMPTS/) }]);
+  });
+});
+
 describe("starts in place", () => {
   it.each([true, false])(
     "are counted once where the lease is lost meanwhile, to one that takes it for a death: %s",
@@ -161,8 +206,7 @@ describe("starts in place", () => {
     const cut = await system.connect();
     const dying = system.invoke({ connect: async () => cut, budgetMs: 3_000 });
     await expect.poll(() => seen.length).toBe(3);
-    await cut.close();
-    await dying;
+    await Promise.all([cut.close(), dying]);
     await sleep(1_100);
     await system.settle();
     expect(seen.slice(0, 3)).toEqual([1, 2, 3]);

@@ -81,6 +81,48 @@ describe("several consumers in one invocation", () => {
   });
 });
 
+describe("a consumer whose handlers never end", () => {
+  it.each([0, 1])("leaves places to one of priority %i, whosever messages come first", async (priority) => {
+    let [fast, slow] = [0, 0];
+    const of = (name: "one" | "two", more = {}) =>
+      defineConsumer(stream, name, { filter: `work.${name}`, deadLetter: "dead.work", ...more });
+    const app = createApp({ streams: [stream, dead] })
+      .on(of("two", { priority }), async () => {
+        fast += 1;
+        await new Promise((resolve) => setTimeout(resolve, 1));
+      })
+      .on(of("one"), async (_, { signal }) => {
+        slow += 1;
+        await new Promise<void>((end) => signal.addEventListener("abort", () => end()));
+      });
+    system = await startSystem(app);
+    for (let n = 0; n < 40; n++) for (const name of ["one", "two"]) await system.publish(`work.${name}`, { n });
+    const [two, one] = (await system.invoke({ concurrency: 4, budgetMs: 2_500 })).consumers;
+    expect([two, one]).toMatchObject([{ acked: 40, ended: "drained" }, { returned: 0 }]);
+    expect(fast).toBe(40);
+    expect(slow).toBe(4); // when nobody else needs them it has all places
+  });
+
+  it("keeps one for those that may come, while the other lingers", async () => {
+    const started: string[] = [];
+    const of = (name: "one" | "two") =>
+      defineConsumer(stream, name, { filter: `work.${name}`, deadLetter: "dead.work" });
+    const app = createApp({ streams: [stream, dead] })
+      .on(of("one"), async (_, { signal }) => {
+        started.push("one");
+        await new Promise<void>((end) => signal.addEventListener("abort", () => end()));
+      })
+      .on(of("two"), () => void started.push("two"));
+    system = await startSystem(app);
+    for (let n = 0; n < 10; n++) await system.publish("work.one", { n });
+    const invoked = system.invoke({ concurrency: 3, budgetMs: 4_000, linger: "until-budget" });
+    await expect.poll(() => started).toEqual(["one", "one"]);
+    for (let n = 0; n < 5; n++) await system.publish("work.two", { n });
+    await expect.poll(() => started.length).toBe(7);
+    await invoked;
+  });
+});
+
 describe("a message that has to run alone", () => {
   it("does not stop the short handlers of others while a slow one runs", async () => {
     const order: string[] = [];
