@@ -69,10 +69,10 @@ async function schedule(n: number, at: Date, { id = `task ${n}`, now = Date.now(
 
 const numbers = (count: number) => Array.from({ length: count }, (_, n) => n);
 
-describe.each(["2.9", "2.10"] as const)("on nats-server %s a function", (version) => {
+describe("on nats-server 2.9 a function", () => {
   it("releases each at its time, once, however many there are, and leaves nothing behind", async () => {
     const from = Date.now() + 1_500;
-    await start(version, (n) => ({ at: new Date(from + 10 * n), id: `task ${n}` }));
+    await start("2.9", (n) => ({ at: new Date(from + 10 * n), id: `task ${n}` }));
     for (const n of numbers(100)) await system.publish("tasks.new", { n });
     await system.invoke();
     expect(await left()).toHaveLength(200);
@@ -89,7 +89,7 @@ describe.each(["2.9", "2.10"] as const)("on nats-server %s a function", (version
   });
 
   it("releases what was due while none ran for a day, in the order of their times", async () => {
-    await start(version, () => ({ in: "1h" }));
+    await start("2.9", () => ({ in: "1h" }));
     const now = Date.now();
     const dayAgo = now - 86_400_000;
     await system.js.publish("sortie.schedules.done.TASKS", JSON.stringify({ until: dayAgo }));
