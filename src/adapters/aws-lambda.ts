@@ -7,7 +7,7 @@ import type { InvocationReport } from "../consume/report.ts";
 import { createHttp } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
-import { connectWith, logJson, placeIn, reported, reportedOnce } from "./settings.ts";
+import { connectWith, logJson, placeIn, reported, reportedOnce, reportedRelease } from "./settings.ts";
 
 export interface ServeOptions {
   /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
@@ -32,6 +32,7 @@ export interface LambdaHandlers {
   release(event: unknown, context: Pick<LambdaContext, "getRemainingTimeInMillis">): Promise<ReleaseReport>;
 }
 
+const closingMs = 250; // of a connection whose peer does not answer
 const runtimeMs = 250; // for the runtime to take the answer before it ends the function
 
 /**
@@ -74,11 +75,11 @@ export function serve(app: App, { linger, concurrency = Infinity, onMore }: Serv
     },
     async release(_event, context) {
       const ms = remaining(context);
+      const deadline = Date.now() + ms - closingMs;
       const connection = await connect(ms / 4);
       try {
-        const report = await release(connection, streams, ms / 2);
-        logJson({ event: "release", ...report });
-        return report;
+        const stayMs = linger === undefined ? 0 : lingerMs(linger);
+        return await reportedRelease(release(connection, streams, { deadline, lingerMs: stayMs }));
       } catch (error) {
         await assertLoggedIn(connection);
         throw error;

@@ -9,15 +9,19 @@ import { covers } from "../define/subject.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { textOf } from "../errors.ts";
 import { createHttp } from "../http/http.ts";
+import { disconnect } from "../nats/connection.ts";
+import { releasesByItself } from "../schedule/native.ts";
+import { release } from "../schedule/release.ts";
 import { createKicks } from "./kick.ts";
-import { connectWith, logJson, placeIn, reported, reportedOnce, type Settings } from "./settings.ts";
+import { connectWith, logJson, placeIn, reported, reportedOnce, reportedRelease, type Settings } from "./settings.ts";
 
 export interface ServeOptions<Env extends Settings = Settings> {
   /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
   concurrency?: number;
   /**
    * The time that one cron invocation may take; Workers end it after 15 minutes. @default "50s"; with `linger:
-   * "until-budget"` "65s", so that under a cron of every minute the next one is there before this one leaves
+   * "until-budget"` "65s", so that under a cron of every minute the next one is there before this one leaves. Where the
+   * server does not release schedules by itself (before 2.12) each invocation does, for as long, or 65 seconds
    */
   budget?: Duration;
   /** What an invocation does when nothing is left: Workers do not bill the time that it waits. @default "drain" */
@@ -38,6 +42,9 @@ export interface ServeOptions<Env extends Settings = Settings> {
 }
 
 const host = "cloudflare-workers";
+
+/** Under a cron of every minute the next one is there before this one leaves. */
+const untilNextTickMs = 65_000;
 
 /** Workers end what is left of a request 30 seconds after its answer, at the earliest after it came; less time to be over by then. */
 const afterlifeMs = 28_000;
@@ -61,12 +68,14 @@ export function serve<Env extends Settings = Settings>(
   app: App,
   { linger = "drain", concurrency = Infinity, kick = false, onMore, ...options }: ServeOptions<Env> = {},
 ): WorkerHandlers {
-  const { budget = linger === "until-budget" ? "65s" : "50s" } = options;
+  const { budget = linger === "until-budget" ? untilNextTickMs : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
+  const releaseMs = options.budget === undefined ? untilNextTickMs : budgetMs;
   lingerMs(linger); // a malformed one is to be known at the deploy
   const { streams, bindings, fanOut } = app;
   assertFanOut(fanOut, onMore);
   const open = openUpgraded;
+  const schedules = streams.some((stream) => stream.schedules);
   const kicks = createKicks<Binding>((error) => logJson({ event: "kick-failed", error: textOf(error) }));
   const http = createHttp(app, {
     connect: (c, ms) => connectWith(c.env as Settings, ms, { open }),
@@ -100,10 +109,33 @@ export function serve<Env extends Settings = Settings>(
     });
   }
 
+  /** Beside the consumers, until the next tick does: a Worker bills no waiting. */
+  async function releaseIn(env: Settings): Promise<void> {
+    const deadline = Date.now() + releaseMs;
+    const connection = await connectWith(env, releaseMs / 4, { open, name: "sortie-release" });
+    try {
+      await reportedRelease(release(connection, streams, { deadline, lingerMs: Infinity }));
+    } finally {
+      disconnect(connection);
+    }
+  }
+
   return {
     fetch: async (request, env, ctx) => http.fetch(request, env, ctx),
     async scheduled(_controller, env) {
-      await reported(invokeIn(env as Env, { deadline: Date.now() + budgetMs, linger }));
+      const deadline = Date.now() + budgetMs;
+      let releasing: Promise<unknown> | undefined;
+      const connectAndRelease = async (ms: number) => {
+        const connection = await connectWith(env, ms, { open });
+        if (schedules && !releasesByItself(connection)) releasing = releaseIn(env);
+        releasing?.catch(() => {}); // told at the end
+        return connection;
+      };
+      try {
+        await reported(invokeIn(env as Env, { deadline, linger, connect: connectAndRelease }));
+      } finally {
+        await releasing;
+      }
     },
     async queue({ messages }, env) {
       const places = messages.flatMap(({ body }) => placeIn(body) ?? []);

@@ -2,6 +2,7 @@ import type { Place } from "../consume/places.ts";
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
 import { SortieError, textOf } from "../errors.ts";
 import { type Connection, connect, type OpenSocket } from "../nats/connection.ts";
+import type { ReleaseReport } from "../schedule/release.ts";
 
 /** The settings of a deployed function, as a platform's environment holds them. */
 export interface Settings {
@@ -28,6 +29,20 @@ export function connectWith(
     );
   }
   return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN, ...how }, ms);
+}
+
+/**
+ * Logs what a scheduler invocation did, where it did anything, and hands its report on.
+ * @throws SortieError `invocation-failed` for streams whose schedules could not all be released.
+ */
+export async function reportedRelease(releasing: Promise<ReleaseReport>): Promise<ReleaseReport> {
+  const report = await releasing;
+  if (report.releasedBy === "server") return report;
+  const { streams } = report;
+  if (streams.some(({ released, error }) => released > 0 || error)) logJson({ event: "release", ...report });
+  const failed = streams.flatMap(({ stream, error }) => (error ? [`Schedules of stream "${stream}": ${error}`] : []));
+  if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
+  return report;
 }
 
 /** One line of JSON, which both platforms' logs take apart. */

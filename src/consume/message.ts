@@ -4,7 +4,7 @@ import type { Message } from "../define/message.ts";
 import { schemaOf } from "../define/stream.ts";
 import { InvalidPayloadError, SortieError } from "../errors.ts";
 import { type Delivery, storedAt } from "../nats/delivery.ts";
-import { idHeader } from "../schedule/schedule.ts";
+import { idHeader } from "../schedule/when.ts";
 import { decode, validate } from "../schema.ts";
 
 /** Decodes and validates; `attempt` is the number of the start that it is read for. Throws what `unreadable` understands. */
@@ -24,7 +24,7 @@ export function read(delivery: Delivery, consumer: ConsumerDefinition, attempt: 
     return {
       subject,
       data: value,
-      id: headers.get("Nats-Msg-Id") ?? headers.get(idHeader) ?? `${stream}.${sequence}`,
+      id: headers.get(idHeader) ?? headers.get("Nats-Msg-Id") ?? `${stream}.${sequence}`,
       attempt,
       stream,
       sequence,

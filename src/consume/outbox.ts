@@ -3,7 +3,8 @@ import { SortieError } from "../errors.ts";
 import { type Delivery, derivedId } from "../nats/delivery.ts";
 import { assertId, correlationHeader, type Headers, type Outgoing, prepare, streamFor } from "../publish/outgoing.ts";
 import { publish } from "../publish/publish.ts";
-import { assertSchedules, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
+import { scheduled } from "../schedule/schedule.ts";
+import type { ScheduleOptions } from "../schedule/when.ts";
 import type { Circumstances } from "./circumstances.ts";
 
 const traceHeaders = ["traceparent", "tracestate"]; // W3C Trace Context
@@ -19,7 +20,7 @@ export class Outbox {
   readonly #delivery: Delivery;
   readonly #message: Message;
   // made when they are first needed: many handlers publish nothing
-  #prepared: Promise<Outgoing>[] | undefined;
+  #prepared: Promise<readonly Outgoing[]>[] | undefined;
   #ordinals: Map<string, number> | undefined; // by subject: a handler may call in another order the next time
   #ids: Set<string> | undefined;
   #closed = false;
@@ -40,22 +41,20 @@ export class Outbox {
   readonly publish = (subject: string, data: unknown, options?: { id?: string }): Promise<void> =>
     this.#add(subject, async (id, headers) => {
       if (options?.id !== undefined) this.#assertFresh(options.id, `A message for "${subject}"`);
-      return { ...(await prepare(this.#shared.streams, subject, data)), id: options?.id ?? id, headers };
+      return [{ ...(await prepare(this.#shared.streams, subject, data)), id: options?.id ?? id, headers }];
     });
 
   readonly schedule = (subject: string, data: unknown, options: ScheduleOptions): Promise<void> =>
     this.#add(`schedule ${subject}`, async (id, headers) => {
       const { connection, streams, clock } = this.#shared;
-      assertSchedules(connection, subject);
-      const outgoing = await prepare(streams, subject, data);
+      const outgoing = { ...(await prepare(streams, subject, data)), id, headers };
       const named = { ...options, id: options.id ?? id };
-      const schedule = scheduled(outgoing, streamFor(streams, subject), named, clock.now());
-      return { ...schedule.outgoing, id, headers: [...(schedule.outgoing.headers ?? []), ...headers] };
+      return scheduled(connection, outgoing, streamFor(streams, subject), named, clock.now()).messages;
     });
 
   /** Publishes everything. Throws the first refusal, of a payload or of the server. */
   async flush(ms: number): Promise<void> {
-    const outgoing = await Promise.all(this.#prepared ?? []);
+    const outgoing = (await Promise.all(this.#prepared ?? [])).flat();
     await Promise.all(outgoing.map((each) => publish(this.#shared.connection, each, ms)));
   }
 
@@ -77,7 +76,7 @@ export class Outbox {
     this.#closed = true;
   }
 
-  #add(what: string, make: (id: string, headers: Headers) => Promise<Outgoing>): Promise<void> {
+  #add(what: string, make: (id: string, headers: Headers) => Promise<readonly Outgoing[]>): Promise<void> {
     this.#prepared ??= [];
     this.#ordinals ??= new Map();
     const ordinal = this.#ordinals.get(what) ?? 0;

@@ -4,7 +4,7 @@ import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { publish } from "../publish/publish.ts";
-import { idHeader } from "../schedule/schedule.ts";
+import { idHeader } from "../schedule/when.ts";
 
 /** The headers that say what a parked copy stands for, beside those of the message itself. */
 export const parkedHeaders = {

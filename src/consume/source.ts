@@ -2,7 +2,7 @@ import type { ConsumerDefinition } from "../define/consumer.ts";
 import { companionOf, companionsOf } from "../define/own.ts";
 import type { Connection } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
-import { within } from "../nats/within.ts";
+import { nanosecondsOf, storedMessage } from "../nats/stored-message.ts";
 import { parkedHeaders } from "./park.ts";
 
 /** Where a consumer's messages come from: its own consumer, and those of Sortie's that stand beside it. */
@@ -68,48 +68,19 @@ export async function resolveExhausted(
   ms: number,
 ): Promise<Delivery | undefined> {
   const { stream_seq: seq } = JSON.parse(new TextDecoder().decode(advisory.data)) as { stream_seq: number };
-  const subject = `$JS.API.STREAM.MSG.GET.${consumer.stream.name}`;
-  const got = connection.request(subject, JSON.stringify({ seq }), { timeout: Math.max(1, ms) });
-  const { message, error } = (await within(ms, "reading a message that the server gave up on", got)).json<{
-    error?: { code: number; description?: string };
-    message?: { subject: string; seq: number; time: string; data?: string; hdrs?: string };
-  }>();
-  if (error?.code === 404) return undefined;
-  if (!message) throw new Error(`reading message ${seq} of stream "${consumer.stream.name}": ${error?.description}`);
-  const headers = headersIn(bytesOf(message.hdrs));
-  const data = bytesOf(message.data);
+  const what = "reading a message that the server gave up on";
+  const stored = await storedMessage(connection, consumer.stream.name, { seq }, ms, what);
+  if (!stored) return undefined;
   return {
     ...advisory,
-    subject: message.subject,
-    data,
-    bytes: data.length + (message.hdrs?.length ?? 0),
-    headers: () => headers,
+    subject: stored.subject,
+    data: stored.data,
+    bytes: stored.bytes,
+    headers: () => stored.headers,
     stream: consumer.stream.name,
     consumer: consumer.name,
-    sequence: message.seq,
-    storedNs: nanosecondsOf(message.time),
+    sequence: stored.sequence,
+    storedNs: nanosecondsOf(stored.time),
     again: true,
   };
-}
-
-function bytesOf(base64 = ""): Uint8Array {
-  return Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
-}
-
-/** The lines of a header block (NATS ADR-4). */
-function headersIn(block: Uint8Array): [name: string, value: string][] {
-  return new TextDecoder()
-    .decode(block)
-    .split("\r\n")
-    .slice(1)
-    .flatMap((line) => {
-      const colon = line.indexOf(":");
-      return colon > 0 ? [[line.slice(0, colon), line.slice(colon + 1).trim()] as [string, string]] : [];
-    });
-}
-
-/** An RFC 3339 time of the server as nanoseconds since 1970, in digits. */
-function nanosecondsOf(time: string): string {
-  const [, seconds = "", fraction = ""] = /^(.{19})(?:\.(\d+))?/.exec(time) ?? [];
-  return `${Date.parse(`${seconds}Z`) / 1_000}${fraction.padEnd(9, "0")}`;
 }

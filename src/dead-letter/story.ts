@@ -2,7 +2,7 @@ import type { ConsumerDefinition } from "../define/consumer.ts";
 import { textOf } from "../errors.ts";
 import { type Delivery, derivedId } from "../nats/delivery.ts";
 import { headersSize, lineSize, type Outgoing } from "../publish/outgoing.ts";
-import { idHeader } from "../schedule/schedule.ts";
+import { idHeader } from "../schedule/when.ts";
 
 /** Why a message is in the dead letters. */
 export type DeadLetterReason =

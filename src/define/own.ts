@@ -26,6 +26,9 @@ export const parkedStream = "SORTIE_PARKED";
 /** Which invocations may be connected at the same time, for apps with `fanOut`. */
 export const placesStream = "SORTIE_PLACES";
 
+/** What is to be released later, where the server does not do that by itself. */
+export const schedulesStream = "SORTIE_SCHEDULES";
+
 /** Where that is kept: all apps of an account share it, as they share its connections. */
 export const placesSubject = "sortie.places";
 
@@ -98,9 +101,15 @@ export function companionsOf(
   return [...(parks(consumer) ? [parked] : []), ...(managed ? [] : [exhausted])];
 }
 
-/** The streams of ours that these consumers, and invocations that fan out, need; as safe in a cluster as the safest of theirs. */
-export function ownStreams(consumers: readonly ConsumerDefinition[], fanOut?: FanOut): StreamDefinition[] {
-  const replicas = Math.max(1, ...consumers.map(({ stream }) => stream.replicas));
+/**
+ * The streams of ours that these consumers, invocations that fan out, and schedules need where the server does not release
+ * them by itself; as safe in a cluster as the safest of the app's.
+ */
+export function ownStreams(
+  consumers: readonly ConsumerDefinition[],
+  { fanOut, scheduled = [] }: { fanOut?: FanOut | undefined; scheduled?: readonly StreamDefinition[] } = {},
+): StreamDefinition[] {
+  const replicas = Math.max(1, ...[...consumers.map(({ stream }) => stream), ...scheduled].map((one) => one.replicas));
   const base = {
     kind: "stream",
     schemas: {},
@@ -136,6 +145,7 @@ export function ownStreams(consumers: readonly ConsumerDefinition[], fanOut?: Fa
   if (restedMs.length > 0)
     streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...restedMs, longestPutOffMs)));
   if (fanOut) streams.push(recordsOf(placesStream, placesSubject, 2 * longestInvocationMs)); // by then all of it has lapsed
+  if (scheduled.length > 0) streams.push(recordsOf(schedulesStream, "sortie.schedules.>", 0));
   if (consumers.some(parks))
     streams.push({ ...base, name: parkedStream, subjects: [parkedSubject("*", "*", "*", "*")] });
   const foreign = consumers.filter(({ managed }) => !managed);

@@ -30,7 +30,7 @@ export interface StreamOptions<S extends Subjects> {
   /** How long a message id is remembered, so that a second publish with it stores nothing. @default "2m", or `maxAge` where that is shorter */
   duplicateWindow?: Duration;
   /**
-   * Whether messages can be scheduled into this stream (nats-server 2.12; older ones get the stream without).
+   * Whether messages can be scheduled into this stream: on the server's own schedules, or before 2.12 in one of Sortie's.
    * @default true where the subjects have schemas and no `maxMessages` or `maxBytes` could push a schedule out
    */
   schedules?: boolean;

@@ -3,11 +3,14 @@ import { bodyLimit } from "hono/body-limit";
 import { methodNotAllowed } from "hono/method-not-allowed";
 import { timingSafeEqual } from "hono/utils/buffer";
 import type { App } from "../app.ts";
+import type { Duration } from "../duration.ts";
 import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
 import { managerOn } from "../nats/jetstream.ts";
 import { within } from "../nats/within.ts";
 import { type Outgoing, preparePayload, streamFor } from "../publish/outgoing.ts";
 import { type Published, publish } from "../publish/publish.ts";
+import { releaseTimeOf, scheduled } from "../schedule/schedule.ts";
+import type { When } from "../schedule/when.ts";
 import { problem, problemOf } from "./problem.ts";
 
 export interface HttpOptions {
@@ -27,7 +30,7 @@ export interface HttpOptions {
 const maxBodyBytes = 1024 * 1024; // nats-server's own max_payload, unless configured
 const maxRequestMs = 10_000;
 
-/** The HTTP surface of an app: `POST /publish/{subject}`. */
+/** The HTTP surface of an app: `POST /publish/{subject}`, with `?delay=30s` or `?at=<RFC 3339>` for later. */
 export function createHttp(app: App, options: HttpOptions): Hono {
   const http = new Hono();
   http.onError((error, c) => problemOf(c, error));
@@ -63,11 +66,14 @@ export function createHttp(app: App, options: HttpOptions): Hono {
   });
   http.post("/publish/:subject", authorized, limit, async (c) => {
     const began = Date.now();
-    const unknown = Object.keys(c.req.query());
+    const { delay, at, ...others } = c.req.query();
+    const unknown = Object.keys(others);
     if (unknown.length > 0)
-      return problem(c, "invalid-request", `Expected no query parameters, got ${unknown.join(", ")}`);
+      return problem(c, "invalid-request", `Expected no query parameters but delay or at, got ${unknown.join(", ")}`);
+    if (delay !== undefined && at !== undefined)
+      return problem(c, "invalid-request", "Expected either delay or at, got both");
     const subject = c.req.param("subject");
-    streamFor(app.streams, subject);
+    const stream = streamFor(app.streams, subject);
     const type = c.req.header("Content-Type") ?? "none";
     if (!/^application\/(.+\+)?json(;|$)/i.test(type)) {
       return problem(c, "unsupported-media-type", `Expected Content-Type application/json, got ${type}`);
@@ -85,15 +91,20 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     const requestMs = Math.min(maxRequestMs, options.remaining?.(c) ?? Infinity);
     const deadline = Date.now() + requestMs;
     const connection = await options.connect(c, requestMs / 2);
+    const leftMs = () => (deadline - Date.now()) * 0.8;
     try {
-      const published = await publish(connection, { ...outgoing, id: key }, (deadline - Date.now()) * 0.8);
-      if (published.duplicate && (await isAnother(connection, published, outgoing, (deadline - Date.now()) / 2))) {
-        return problem(
-          c,
-          "idempotency-key-reused",
-          `This Idempotency-Key was used for another message of stream "${published.stream}" (sequence ${published.sequence}); expected a key of its own for each message`,
-        );
+      const when = whenOf(delay, at);
+      if (when) {
+        const id = key ?? crypto.randomUUID();
+        const { at, messages } = scheduled(connection, { ...outgoing, id: key }, stream, { id, ...when }, began);
+        const [schedule] = await Promise.all(messages.map((message) => publish(connection, message, leftMs())));
+        const first = schedule?.duplicate ? await storedAs(connection, schedule, leftMs() / 2) : undefined;
+        if (schedule && first && !isSame(first, messages[0])) return reused(c, schedule);
+        return c.json({ schedule: { id, at: ((first && releaseTimeOf(first.header)) ?? at).toISOString() } }, 202);
       }
+      const published = await publish(connection, { ...outgoing, id: key }, leftMs());
+      const first = published.duplicate ? await storedAs(connection, published, leftMs() / 2) : undefined;
+      if (first && !isSame(first, outgoing)) return reused(c, published);
       options.onPublished?.(c, subject, began);
       return c.json(published, 202);
     } catch (error) {
@@ -106,13 +117,32 @@ export function createHttp(app: App, options: HttpOptions): Hono {
   return http;
 }
 
-/** Whether what is stored under a message id differs from what was to be; false where it is gone, or cannot be read. */
-async function isAnother(connection: Connection, { stream, sequence }: Published, outgoing: Outgoing, ms: number) {
+/** When a message is to be released; undefined for at once. */
+function whenOf(delay: string | undefined, at: string | undefined): When | undefined {
+  if (at !== undefined) return { at };
+  if (delay === undefined) return undefined;
+  return { in: (/^\d+$/.test(delay) ? Number(delay) : delay) as Duration }; // looked at when it is used
+}
+
+/** What is stored under a message id; undefined where it is gone, or cannot be read. */
+async function storedAs(connection: Connection, { stream, sequence }: Published, ms: number) {
   try {
     const jsm = await managerOn(connection);
     const stored = await within(ms, "reading the first message", jsm.streams.getMessage(stream, { seq: sequence }));
-    return stored !== null && !(stored.subject === outgoing.subject && `${stored.data}` === `${outgoing.payload}`);
+    return stored ?? undefined;
   } catch {
-    return false;
+    return undefined;
   }
+}
+
+function isSame(stored: { subject: string; data: Uint8Array }, outgoing: Outgoing | undefined): boolean {
+  return stored.subject === outgoing?.subject && `${stored.data}` === `${outgoing.payload}`;
+}
+
+function reused(c: Context, { stream, sequence }: Published) {
+  return problem(
+    c,
+    "idempotency-key-reused",
+    `This Idempotency-Key was used for another message of stream "${stream}" (sequence ${sequence}); expected a key of its own for each message`,
+  );
 }

@@ -30,6 +30,7 @@ const problems: Partial<Record<ProblemCode, Problem>> = {
   "invalid-request": { status: 400, title: "The request is malformed" },
   "invalid-option": { status: 400, title: "The request is malformed" },
   "invalid-payload": { status: 422, title: "The payload does not fit its schema" },
+  "schedule-refused": { status: 422, title: "The message cannot be released then" },
   "idempotency-key-reused": { status: 422, title: "The Idempotency-Key belongs to another message" },
   "not-configured": { status: 503, title: "The function lacks a setting", retryAfter: 60 },
   "connection-failed": { status: 503, title: "NATS cannot be reached", retryAfter: 5 },

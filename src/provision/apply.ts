@@ -44,7 +44,8 @@ export async function apply(
   };
   for (const definition of streams)
     await applyStream(definition.name, (current) => planStream(definition, current, can));
-  for (const own of ownStreams(consumers, fanOut))
+  const scheduled = can.schedules ? [] : streams.filter(({ schedules }) => schedules);
+  for (const own of ownStreams(consumers, { fanOut, scheduled }))
     await applyStream(own.name, (current) => planStream(sharedStream(own, current), current, can));
   for (const definition of consumers) {
     await assertDeadLettersStored(jsm, streams, definition);

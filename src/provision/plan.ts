@@ -10,7 +10,7 @@ import {
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
-import { scheduleSubjects } from "../schedule/schedule.ts";
+import { scheduleSubjects } from "../schedule/native.ts";
 
 /** What applying one definition does. */
 export interface Step<Config> {

@@ -57,7 +57,6 @@ const elsewhere = new Map([
   ["asking for more invocations", "nor here"],
   ["waiting for the last to be settled", "what is left is asked for those that go on"],
   ["removing a message", "the server gives up on none: its max_deliver is unlimited"],
-  ["reading a message that the server gave up on", "as before"],
   ["waiting for the event loop to come round", "only where handlers keep the processor to themselves"],
   ["waiting to pull again", "only while the server cannot be pulled from"],
   ["waiting for a leader", "one server leads always"],

@@ -40,7 +40,8 @@ export function sweeping(start: Start): void {
       "SORTIE_PARKED/JOBS~worker",
       "SORTIE_EXHAUSTED/JOBS~worker",
     ]);
-    expect((await apply(connection, definitions)).map(({ action }) => action)).toEqual(Array(8).fill("none"));
+    const again = await apply(connection, definitions);
+    expect(new Set(again.map(({ action }) => action))).toEqual(new Set(["none"]));
     await connection.close();
     return { system, invoke: () => system.invoke({ bindings: app.bindings }) };
   }

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { app } from "../../functions/app.ts";
 import type { ConsumerReport, InvocationReport } from "../../src/consume/report.ts";
 import { silent, startPeer, upgradesOnly } from "../support/peers.ts";
+import { programOf } from "../support/servers.ts";
 import { type System, startSystem } from "../support/system.ts";
 import { type LambdaPackage, packageFunctions, type Resource } from "./lambda-package.ts";
 import { type Invocation, type LambdaFunction, startFunction } from "./lambda-runtime.ts";
@@ -239,6 +240,27 @@ describe("release", () => {
     expect(await scheduledIn(system, "ORDERS")).toBe(1);
     expect(reportOf(await pull.invoke(scheduledEvent), "reminders")).toMatchObject({ pulled: 1, acked: 1 });
     await vi.waitFor(async () => expect(await functionConnections(system)).toBe(0)); // it is frozen meanwhile
+  });
+});
+
+describe("release, where the server releases nothing by itself,", () => {
+  test("releases what is due, and leaves the rest to the next one", async () => {
+    await using system = await startSystem(app, { config, binary: programOf("2.10") });
+    await using pull = await start("pull", system.server.url);
+    await using release = await start("release", system.server.url);
+    const releasedNow = async () => {
+      const { error, response } = await release.invoke(scheduledEvent);
+      expect(error).toBeUndefined();
+      const { streams } = response as { streams: { stream: string; released: number }[] };
+      return Object.fromEntries(streams.map(({ stream, released }) => [stream, released]));
+    };
+    await system.publish("orders.placed", { ...order, remindAfterSeconds: 1 });
+    await system.publish("orders.placed", { ...order, orderId: "2" });
+    await pull.invoke(scheduledEvent);
+    await vi.waitFor(async () => expect(await releasedNow()).toEqual({ ORDERS: 1, IMAGES: 0 }), 5_000);
+    expect(await firstOn(system, "orders.reminder")).toEqual({ orderId: "1" });
+    expect(await releasedNow()).toEqual({ ORDERS: 0, IMAGES: 0 });
+    expect(reportOf(await pull.invoke(scheduledEvent), "reminders")).toMatchObject({ pulled: 1, acked: 1 });
   });
 });
 

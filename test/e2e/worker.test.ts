@@ -4,6 +4,7 @@ import { type LocalWorker, startWorker } from "../../scripts/worker.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
 import { freePort, type Monitoring, monitoring } from "../support/monitoring.ts";
 import { startPeer, upgradesOnly } from "../support/peers.ts";
+import { programOf } from "../support/servers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 // The bundle that `wrangler deploy --dry-run` makes, in real workerd.
@@ -77,6 +78,24 @@ describe("the deployable Worker", () => {
     const handled = () => logs.filter((line) => line.includes('"resized"'));
     await expect.poll(handled).toHaveLength(40);
     expect(new Set(handled()).size).toBe(40);
+  });
+
+  it("releases reminders where the server does not, each at its time, beside its consumers", async () => {
+    await using old = await startSystem(app, { binary: programOf("2.10") });
+    const lines: string[] = [];
+    const bindings = { NATS_URL: old.server.url, SORTIE_PUBLISH_TOKEN: "s3cret" };
+    await using releasing = await startWorker({ bindings, onLog: (line) => lines.push(line) });
+    const order = { orderId: "old-1", card: "4242", cents: 100, remindAfterSeconds: 2 };
+    expect((await post("orders.placed", order, { at: releasing })).status).toBe(202);
+    void releasing.fire(cron).catch(() => {}); // for a minute: the test ends before
+    const due = async () => old.jsm.streams.getMessage("ORDERS", { last_by_subj: "orders.reminder" });
+    await expect.poll(due).toMatchObject({ subject: "orders.reminder" });
+    void releasing.fire(cron).catch(() => {}); // which the next tick handles
+    await expect.poll(() => lines.filter((line) => line.includes('"reminded"'))).toHaveLength(1);
+    const [placed, reminder] = await Promise.all([old.jsm.streams.getMessage("ORDERS", { seq: 1 }), due()]);
+    const afterMs = (reminder?.time.getTime() ?? 0) - (placed?.time.getTime() ?? 0);
+    expect(afterMs).toBeGreaterThanOrEqual(2_000);
+    expect(afterMs).toBeLessThan(8_000);
   });
 
   it("is closed for publishing without its secret, and says which setting is missing", async () => {

@@ -72,6 +72,44 @@ describe("POST /publish/{subject}", () => {
     expect(message?.string()).toBe(body);
   });
 
+  it.each([
+    ["delay=1500", 1_500],
+    ["delay=1s", 1_000],
+    [`at=${encodeURIComponent(new Date(Date.now() + 3_600_000).toISOString())}`, undefined],
+  ])("schedules a message for later: %s", async (query, ms) => {
+    const before = Date.now();
+    const { status, answer } = await post({ subject: "notes.later", body: `"${query}"`, query: `?${query}` });
+    const { id, at } = (answer as { schedule: { id: string; at: string } }).schedule;
+    expect(status).toBe(202);
+    const due = Date.parse(at);
+    if (ms !== undefined) expect(due - before).toBeGreaterThanOrEqual(ms);
+    const waiting = await system.jsm.streams.getMessage("ORDERS", { last_by_subj: `sortie.schedule.ORDERS.${id}` });
+    expect(waiting?.string()).toBe(`"${query}"`);
+    if (ms === undefined) return;
+    const released = () => system.jsm.streams.getMessage("ORDERS", { last_by_subj: "notes.later" });
+    await expect.poll(async () => (await released())?.string()).toBe(`"${query}"`);
+    expect((await released())?.header.get("Sortie-Id")).toBe(id);
+    expect((await released())?.time.getTime()).toBeGreaterThanOrEqual(due);
+  });
+
+  it("schedules a message once for each Idempotency-Key, which names it", async () => {
+    const asked = {
+      subject: "notes.keyed",
+      body: '"x"',
+      query: "?delay=1h",
+      headers: { "Idempotency-Key": "later-1" },
+    };
+    const [first, second] = [await post(asked), await post(asked)];
+    expect(first.answer).toMatchObject({ schedule: { id: "later-1" } });
+    expect(second).toMatchObject({ status: 202, answer: first.answer });
+    expect(await post({ ...asked, body: '"y"' })).toMatchObject({
+      status: 422,
+      answer: { type: "urn:sortie:problem:idempotency-key-reused" },
+    });
+    const { state } = await system.jsm.streams.info("ORDERS", { subjects_filter: "sortie.schedule.ORDERS.later-1" });
+    expect(state.subjects).toEqual({ "sortie.schedule.ORDERS.later-1": 1 });
+  });
+
   it("stores a message once for each Idempotency-Key", async () => {
     const headers = { "Idempotency-Key": "key-1" };
     const first = await post({ headers });
@@ -133,7 +171,17 @@ describe("POST /publish/{subject}", () => {
     ],
     ["a malformed key", 400, "invalid-request", { headers: { "Idempotency-Key": "a b" } }, /visible ASCII/],
     ["a key that is too long", 400, "invalid-request", { headers: { "Idempotency-Key": "k".repeat(256) } }, /1 to 255/],
-    ["an unknown query parameter", 400, "invalid-request", { query: "?delay=30s" }, /no query parameters, got delay/],
+    ["an unknown query parameter", 400, "invalid-request", { query: "?later=30s" }, /but delay or at, got later/],
+    [
+      "a delay and a time",
+      400,
+      "invalid-request",
+      { query: "?delay=1s&at=2030-01-01T00:00:00Z" },
+      /either delay or at/,
+    ],
+    ["a malformed delay", 400, "invalid-option", { query: "?delay=soon" }, /a duration such as "30s".*got "soon"/],
+    ["a malformed time", 400, "invalid-option", { query: "?at=tomorrow" }, /RFC 3339 time with its offset.*"tomorrow"/],
+    ["a time without end", 422, "schedule-refused", { query: "?at=9999-01-01T00:00:00Z" }, /ends in April 2262/],
     ["no JSON", 422, "invalid-payload", { body: "{" }, /not JSON in UTF-8/],
     ["no body", 422, "invalid-payload", { body: "" }, /not JSON in UTF-8 \(0 bytes\)/],
     [

@@ -1,0 +1,172 @@
+import { afterEach, describe, expect, it } from "vitest";
+import * as z from "zod";
+import { createApp, defineConsumer, defineStream, fixed, type ScheduleOptions } from "../../src/index.ts";
+import { publish } from "../../src/publish/publish.ts";
+import { release } from "../../src/schedule/release.ts";
+import { scheduled } from "../../src/schedule/schedule.ts";
+import { altered } from "../support/connections.ts";
+import { programOf, type ServerVersion } from "../support/servers.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+const Task = z.object({ n: z.number() });
+const tasks = defineStream("TASKS", { subjects: { "tasks.new": Task, "tasks.later": Task } });
+const dead = defineStream("DEAD", { captures: ["dead.>"] });
+const planner = defineConsumer(tasks, "planner", {
+  filter: "tasks.new",
+  deadLetter: "dead.tasks",
+  retry: { attempts: 2, backoff: fixed(20) },
+});
+
+let system: System;
+afterEach(() => system[Symbol.asyncDispose]());
+
+async function start(version: ServerVersion, when: (n: number) => ScheduleOptions) {
+  const app = createApp({ streams: [tasks, dead] }).on(planner, ({ data }, { schedule }) =>
+    schedule("tasks.later", data, when(data.n)),
+  );
+  system = await startSystem(app, { binary: programOf(version) });
+  return app;
+}
+
+/** What was released, in order: which, and when by the server's clock. */
+async function released(): Promise<{ n: number; at: number; id: string }[]> {
+  const { state } = await system.jsm.streams.info("TASKS");
+  const found = [];
+  for (let seq = state.first_seq; seq <= state.last_seq; seq++) {
+    const message = await system.jsm.streams.getMessage("TASKS", { seq });
+    if (message?.subject !== "tasks.later") continue;
+    found.push({ n: message.json<{ n: number }>().n, at: message.time.getTime(), id: message.header.get("Sortie-Id") });
+  }
+  return found;
+}
+
+const left = async () =>
+  Object.keys(
+    (await system.jsm.streams.info("SORTIE_SCHEDULES", { subjects_filter: ">" })).state.subjects ?? {},
+  ).filter((subject) => !subject.startsWith("sortie.schedules.done"));
+
+async function releaseFor(ms: number, now = Date.now) {
+  const connection = await system.connect();
+  try {
+    return await release(connection, [tasks], { deadline: now() + ms + 2_000, lingerMs: ms, now });
+  } finally {
+    await connection.close();
+  }
+}
+
+/** Schedules straight into the stream, as a handler's would be: without the time that handlers take. */
+async function schedule(n: number, at: Date, { id = `task ${n}`, now = Date.now() } = {}): Promise<void> {
+  const connection = await system.connect();
+  const outgoing = {
+    stream: "TASKS",
+    subject: "tasks.later",
+    payload: new TextEncoder().encode(JSON.stringify({ n })),
+  };
+  const { messages } = scheduled(connection, outgoing, tasks, { id, at }, now);
+  for (const each of messages) await publish(connection, each, 5_000);
+  await connection.close();
+}
+
+const numbers = (count: number) => Array.from({ length: count }, (_, n) => n);
+
+describe("on nats-server 2.9 a function", () => {
+  it("releases each at its time, once, however many there are, and leaves nothing behind", async () => {
+    const from = Date.now() + 1_500;
+    await start("2.9", (n) => ({ at: new Date(from + 10 * n), id: `task ${n}` }));
+    for (const n of numbers(100)) await system.publish("tasks.new", { n });
+    await system.invoke();
+    expect(await left()).toHaveLength(200);
+    await Promise.all(Array.from({ length: 3 }, () => releaseFor(3_500)));
+    const found = await released();
+    expect(found.map(({ n }) => n).toSorted((a, b) => a - b)).toEqual(numbers(100));
+    expect(found.map(({ id }) => id).toSorted()).toEqual(
+      numbers(100)
+        .map((n) => `task ${n}`)
+        .toSorted(),
+    );
+    expect(Math.min(...found.map(({ n, at }) => at - (from + 10 * n)))).toBeGreaterThanOrEqual(0);
+    expect(await left()).toEqual([]);
+  });
+
+  it("releases what was due while none ran for a day, in the order of their times", async () => {
+    await start("2.9", () => ({ in: "1h" }));
+    const now = Date.now();
+    const dayAgo = now - 86_400_000;
+    await system.js.publish("sortie.schedules.done.TASKS", JSON.stringify({ until: dayAgo }));
+    const times = numbers(300).map((n) => dayAgo + 60_000 + ((n * 7) % 300) * 280_000);
+    await Promise.all(times.map((at, n) => schedule(n, new Date(at), { now: at })));
+    await schedule(999, new Date(now + 40 * 86_400_000));
+    expect(await releaseFor(0)).toMatchObject({ streams: [{ stream: "TASKS", released: 300 }] });
+    const order = (await released()).map(({ n }) => times[n] ?? 0);
+    expect(order).toEqual(times.toSorted((a, b) => a - b));
+    expect(await left()).toHaveLength(2);
+    expect(await releaseFor(0)).toMatchObject({ streams: [{ stream: "TASKS", released: 0 }] });
+  });
+});
+
+describe("a schedule", () => {
+  const soon = (ms: number) => new Date(Date.now() + ms);
+
+  it("of the past is released at once, by one that runs as by one that comes", async () => {
+    await start("2.10", () => ({ in: "1h" }));
+    await schedule(1, new Date(0));
+    await releaseFor(0);
+    expect((await released()).map(({ n }) => n)).toEqual([1]);
+    const running = releaseFor(2_000);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    await schedule(2, new Date(0));
+    await expect.poll(async () => (await released()).map(({ n }) => n)).toEqual([1, 2]);
+    await running;
+    expect(await left()).toEqual([]);
+  });
+
+  it("that is replaced by a later one is released then, and by an earlier one is released then", async () => {
+    await start("2.10", () => ({ in: "1h" }));
+    const later = soon(2_500);
+    await schedule(1, soon(1_000), { id: "put off" });
+    await schedule(2, later, { id: "put off" });
+    await schedule(3, soon(3_600_000), { id: "put forward" });
+    const sooner = soon(1_200);
+    await schedule(4, sooner, { id: "put forward" });
+    await releaseFor(3_500);
+    const found = await released();
+    expect(found.map(({ n }) => n)).toEqual([4, 2]);
+    expect(found[0]?.at).toBeGreaterThanOrEqual(sooner.getTime());
+    expect(found[1]?.at).toBeGreaterThanOrEqual(later.getTime());
+    expect(await left()).toHaveLength(1); // the note of what is released already
+  });
+
+  it("is released by the server's clock, however wrong a function's is", async () => {
+    await start("2.10", () => ({ in: "1h" }));
+    const due = soon(2_500);
+    await schedule(1, due);
+    const ahead = releaseFor(3_000, () => Date.now() + 60_000);
+    const behind = releaseFor(3_000, () => Date.now() - 600_000);
+    await Promise.all([ahead, behind]);
+    const found = await released();
+    expect(found).toHaveLength(1);
+    expect((found[0]?.at ?? 0) - due.getTime()).toBeGreaterThanOrEqual(0);
+  });
+
+  it("whose function died with it is released by another, once", async () => {
+    await start("2.10", () => ({ in: "1h" }));
+    for (const n of numbers(20)) await schedule(n, soon(800));
+    for (const lost of ["claimed", "released"]) {
+      const connection = await system.connect();
+      let counted = 0;
+      const dying = altered(connection, {
+        request: (subject, ...rest) => {
+          const isLast = lost === "claimed" ? subject === "tasks.later" : subject.includes("MSG.DELETE");
+          if (isLast && ++counted > 5) return new Promise(() => {}); // and is never heard of again
+          return connection.request(subject, ...rest);
+        },
+      });
+      await release(dying, [tasks], { deadline: Date.now() + 2_500, lingerMs: 1_500 });
+      await connection.close();
+    }
+    await releaseFor(6_000);
+    expect((await released()).map(({ n }) => n).toSorted((a, b) => a - b)).toEqual(numbers(20));
+    await releaseFor(0);
+    expect(await left()).toEqual([]);
+  }, 30_000);
+});
