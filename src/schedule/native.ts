@@ -5,9 +5,6 @@ import { serverIsAtLeast } from "../nats/jetstream.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
 import { idHeader, tokenOf } from "./when.ts";
 
-/** The server counts nanoseconds in 64 bits; a later time would wrap round and be released at once. */
-const latestMs = Date.parse("2262-04-11T00:00:00Z");
-
 /** The header that says when (NATS ADR-51). */
 export const scheduleHeader = "Nats-Schedule";
 
@@ -30,9 +27,6 @@ export function nativeFor(
   now: number,
   what: string,
 ): Outgoing {
-  if (at.getTime() > latestMs) {
-    throw new SortieError("schedule-refused", `${what} at ${at.toISOString()}: the server's clock ends in April 2262`);
-  }
   if (stream.maxAgeMs > 0 && at.getTime() - now >= stream.maxAgeMs) {
     throw new SortieError(
       "schedule-refused",

@@ -13,7 +13,7 @@ const root = "sortie.schedules";
 export const pendingHeaders = {
   at: "Sortie-Schedule-At",
   target: "Sortie-Schedule-Target",
-  /** Who releases it: the schedule's own sequence, and the target stream's last one before. */
+  /** Of one that is claimed: its first sequence, the last one of its stream before, and when that was where it is claimed again. */
   releasing: "Sortie-Releasing",
 } as const;
 

@@ -6,6 +6,9 @@ import { nativeFor, releasesByItself, scheduleHeader } from "./native.ts";
 import { pendingFor, pendingHeaders } from "./pending.ts";
 import { dueAt, type ScheduleOptions } from "./when.ts";
 
+/** The server counts nanoseconds in 64 bits; a later time would wrap round and be released at once. */
+const latestMs = Date.parse("2262-04-11T00:00:00Z");
+
 /** When a message is released, and what has to be published for that, in this order. */
 export interface Scheduled {
   readonly at: Date;
@@ -28,6 +31,9 @@ export function scheduled(
   const at = dueAt(when, now, what);
   if (!stream.schedules) {
     throw new SortieError("schedule-refused", `${what}: stream "${stream.name}" is defined with \`schedules: false\``);
+  }
+  if (at.getTime() > latestMs) {
+    throw new SortieError("schedule-refused", `${what} at ${at.toISOString()}: the server's clock ends in April 2262`);
   }
   const messages = releasesByItself(connection)
     ? [nativeFor(outgoing, stream, id, at, now, what)]
