@@ -80,7 +80,7 @@ describe("handlers that use the processor", () => {
   it("do not keep the server from hearing of what is in hand, between two of them", async () => {
     system = await start({ concurrency: 1, ackWait: "1s" }, () => burn(400));
     await publish(8);
-    const { consumers } = await system.invoke({ budgetMs: 8_000 });
+    const { consumers } = await system.invoke({ budgetMs: 20_000 });
     expect(consumers).toMatchObject([{ acked: 8, leaseLost: 0, unconfirmed: 0 }]);
     expect((await system.jsm.consumers.info("JOBS", "worker")).num_redelivered).toBe(0);
   });
