@@ -34,7 +34,7 @@ export function startClock(deadline: number, now: () => number): Clock {
   const handled = new Set<() => void>();
   let known: RoundTrips | undefined;
   let roundTripMs = 0;
-  let serverAheadMs = 0;
+  let serverAheadMs: number | undefined;
   let budget = planBudget(started, deadline);
   let timer: ReturnType<typeof setTimeout> | undefined;
   arm();
@@ -51,10 +51,11 @@ export function startClock(deadline: number, now: () => number): Clock {
 
   return {
     now,
-    serverNow: () => now() + serverAheadMs,
+    serverNow: () => now() + (serverAheadMs ?? 0),
     told(time = "") {
       const at = Date.parse(time);
-      if (!Number.isNaN(at)) serverAheadMs = at - now();
+      // its word was on its way, and may have waited here: it is ahead by this at least
+      if (!Number.isNaN(at)) serverAheadMs = Math.max(serverAheadMs ?? -Infinity, at - now());
     },
     get budget() {
       return budget;

@@ -79,7 +79,10 @@ export async function askLeft(
   const ms = Math.min(5_000, clock.budget.settleBy - clock.now());
   const asked = consumerInfo(connection, { stream: stream.name, consumer: name }, ms);
   return asked.then(
-    (info) => (info.error ? undefined : { info, unsettled }),
+    (info) => {
+      clock.told(info.ts);
+      return info.error ? undefined : { info, unsettled };
+    },
     () => undefined,
   );
 }
