@@ -18,9 +18,9 @@ import {
 } from "./harness.ts";
 import type { ScenarioOptions } from "./scenario.ts";
 
-// npm run chaos: all faults at every place, at its first time and at one in the middle. Within npm test: every point with
-// one fault, at its first time; with batches, and with what invocations agree on,
-// those that concern these: the latter at one side of each wait.
+// npm run chaos: all faults at every place, at its first time and at one in the middle. Within npm test: every wait with
+// one fault, before it or after it, at its first time; with batches, and with what invocations agree on, those that concern
+// these.
 const full = process.env.CHAOS === "full";
 const faults: Fault[] = ["kill", "freeze", "cut", "restart"];
 const atOnce = 12;
@@ -145,14 +145,14 @@ describe("an invocation that is struck at any point", () => {
           ![...reached].some((point) => known.test(point)),
       );
       expect(never, `points that are never struck, of those that are: ${[...reached].join(", ")}`).toEqual([]);
-      const seen = new Set<string>();
-      const places = recorded.flatMap(({ place, times }) => {
-        const name = full || !agreeing ? `${place.phase} ${place.point}` : place.point;
-        const isNew = !seen.has(name);
-        seen.add(name);
-        if (!full) return isNew && concerns(place.point) ? [place] : [];
-        return times > 1 ? [place, { ...place, nth: Math.floor(times / 2) }] : [place];
-      });
+      const seen = Map.groupBy(recorded, ({ place }) => (full ? `${place.phase} ${place.point}` : place.point));
+      const places = full
+        ? recorded.flatMap(({ place, times }) =>
+            times > 1 ? [place, { ...place, nth: Math.floor(times / 2) }] : [place],
+          )
+        : [...seen.values()]
+            .map((all, n) => all.find(({ place }) => place.phase === (n % 2 === 0 ? "before" : "after")) ?? all[0])
+            .flatMap((found) => (found && concerns(found.place.point) ? [found.place] : []));
       const cases = places.flatMap((place, index) =>
         (full ? faults : [faults[index % faults.length] as Fault]).map((fault) => ({ place, fault })),
       );

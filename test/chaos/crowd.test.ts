@@ -186,7 +186,7 @@ describe("eight invocations at a time, each in a process of its own", { timeout:
   it.each(mortality)(
     "keep to a rate for each key, and let a busy one keep nobody waiting; dying: %s",
     async (mortal) => {
-      const greedy = (full ? 10 : 6) * perSecondAndKey;
+      const greedy = (full ? 10 : 4) * perSecondAndKey;
       const messages = numbered(greedy + 60, (n) => (n < greedy ? "greedy" : `modest-${n % 3}`));
       await using crowd = await gather("rates", messages, mortal);
       expect(await crowd.untilDone()).toEqual([]);
