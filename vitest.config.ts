@@ -1,7 +1,30 @@
 import { fileURLToPath } from "node:url";
 import { defineConfig } from "vitest/config";
+import { BaseSequencer, type TestSpecification } from "vitest/node";
 
 const src = (path: string) => fileURLToPath(new URL(`src/${path}`, import.meta.url));
+
+/** Long files first, the longest of them before the others: a fresh checkout does not know yet which these are. */
+const longest = [
+  "chaos/crash-points",
+  "contract/newest",
+  "chaos/crowd",
+  "contract/",
+  "e2e/t",
+  "consume/",
+  "bench",
+  "schedule/",
+];
+
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const rank = ({ moduleId }: TestSpecification) => {
+      const at = longest.findIndex((name) => moduleId.includes(`/test/${name}`));
+      return at < 0 ? longest.length : at;
+    };
+    return (await super.sort(files)).toSorted((a, b) => rank(a) - rank(b));
+  }
+}
 
 export default defineConfig({
   resolve: {
@@ -15,6 +38,7 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     typecheck: { enabled: true, include: ["test/**/*.test-d.ts"] },
     maxWorkers: 4, // most of a test is waiting
+    sequence: { sequencer: LongestFirst },
     expect: { poll: { timeout: 10_000 } },
     testTimeout: 30_000,
     hookTimeout: 30_000,
