@@ -5,8 +5,7 @@ import { timingSafeEqual } from "hono/utils/buffer";
 import type { App } from "../app.ts";
 import type { Duration } from "../duration.ts";
 import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
-import { managerOn } from "../nats/jetstream.ts";
-import { within } from "../nats/within.ts";
+import { storedMessage } from "../nats/stored-message.ts";
 import { type Outgoing, preparePayload, streamFor } from "../publish/outgoing.ts";
 import { type Published, publish } from "../publish/publish.ts";
 import { releaseTimeOf, scheduled } from "../schedule/schedule.ts";
@@ -100,7 +99,7 @@ export function createHttp(app: App, options: HttpOptions): Hono {
         const [schedule] = await Promise.all(messages.map((message) => publish(connection, message, leftMs())));
         const first = schedule?.duplicate ? await storedAs(connection, schedule, leftMs() / 2) : undefined;
         if (schedule && first && !isSame(first, messages[0])) return reused(c, schedule);
-        return c.json({ schedule: { id, at: ((first && releaseTimeOf(first.header)) ?? at).toISOString() } }, 202);
+        return c.json({ schedule: { id, at: ((first && releaseTimeOf(first)) ?? at).toISOString() } }, 202);
       }
       const published = await publish(connection, { ...outgoing, id: key }, leftMs());
       const first = published.duplicate ? await storedAs(connection, published, leftMs() / 2) : undefined;
@@ -127,9 +126,7 @@ function whenOf(delay: string | undefined, at: string | undefined): When | undef
 /** What is stored under a message id; undefined where it is gone, or cannot be read. */
 async function storedAs(connection: Connection, { stream, sequence }: Published, ms: number) {
   try {
-    const jsm = await managerOn(connection);
-    const stored = await within(ms, "reading the first message", jsm.streams.getMessage(stream, { seq: sequence }));
-    return stored ?? undefined;
+    return await storedMessage(connection, stream, { seq: sequence }, ms, "reading the first message");
   } catch {
     return undefined;
   }

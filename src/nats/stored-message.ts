@@ -66,6 +66,11 @@ function headersIn(block: Uint8Array): [name: string, value: string][] {
     });
 }
 
+/** A header's first value; undefined where there is none. */
+export function headerOf({ headers }: Pick<StoredMessage, "headers">, name: string): string | undefined {
+  return headers.find(([header]) => header === name)?.[1];
+}
+
 /** An RFC 3339 time of the server as nanoseconds since 1970, in digits. */
 export function nanosecondsOf(time: string): string {
   const [, seconds = "", fraction = ""] = /^(.{19})(?:\.(\d+))?/.exec(time) ?? [];

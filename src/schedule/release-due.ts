@@ -3,7 +3,7 @@ import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError, textOf } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { isConflict, recordsIn } from "../nats/records.ts";
-import { type StoredMessage, storedMessage } from "../nats/stored-message.ts";
+import { headerOf, type StoredMessage, storedMessage } from "../nats/stored-message.ts";
 import { pause, point, within } from "../nats/within.ts";
 import { publish } from "../publish/publish.ts";
 import {
@@ -37,10 +37,13 @@ const aheadMs = 5_000;
 /** Notes may still be written for minutes that have been over for so long: hosts' clocks differ. */
 const lateMs = 120_000;
 
-/** And for so long they are looked for now and then. */
+/** Once an hour they are looked for in as many minutes as this. */
 const veryLateMs = 24 * 3_600_000;
 const hourMs = 3_600_000;
 const stepMs = 5_000;
+
+/** What the released message does not have. */
+const ofSchedule = new Set<string>(Object.values(pendingHeaders));
 
 /** What became of the schedules of one stream. */
 export interface Released {
@@ -88,7 +91,7 @@ export async function releaseDue(
   { name, duplicateWindowMs }: StreamDefinition,
   { leaveAt, settleBy, now }: { readonly leaveAt: number; readonly settleBy: number; now(): number },
 ): Promise<Released> {
-  const records = recordsIn<{ until: number }>(connection, schedulesStream, "until when schedules were released");
+  const records = recordsIn<{ until: number }>(connection, schedulesStream, "schedules");
   const leftMs = () => Math.max(1, Math.min(stepMs, settleBy - now()));
   const agenda: Note[] = []; // in the order of their times
   const known = new Map<string, Note>();
@@ -258,15 +261,14 @@ export async function releaseDue(
         else over(note); // it was released, replaced and released, or cancelled
         return undefined;
       }
-      const header = (name: string) => stored.headers.find(([header]) => header === name)?.[1];
-      const at = Number(header(pendingHeaders.at));
+      const at = Number(headerOf(stored, pendingHeaders.at));
       if (at > original.at) {
         over(note); // it was replaced by a later one, which has a note of its own
         return undefined;
       }
       const claimedAt = Date.parse(stored.time);
       const [first = stored.sequence, after, since = claimedAt] =
-        header(pendingHeaders.releasing)?.split(" ").map(Number) ?? [];
+        headerOf(stored, pendingHeaders.releasing)?.split(" ").map(Number) ?? [];
       const before = after === undefined ? undefined : { after, since };
       if (before && serverNow() < claimedAt + patienceMs) {
         insert(note, claimedAt + patienceMs);
@@ -304,11 +306,10 @@ export async function releaseDue(
   async function releaseOne({ note, at, stored, revision, first, before }: Claimed): Promise<void> {
     try {
       const id = `sortie.release.${first}.${at}`;
-      const subject = stored.headers.find(([header]) => header === pendingHeaders.target)?.[1] ?? "";
+      const subject = headerOf(stored, pendingHeaders.target) ?? "";
       const isForgotten = before && serverNow() > before.since + duplicateWindowMs;
       if (!isForgotten || !(await isReleased(subject, before.after, id))) {
-        const own = new Set<string>(Object.values(pendingHeaders));
-        const headers = stored.headers.filter(([header]) => !/^nats-/i.test(header) && !own.has(header));
+        const headers = stored.headers.filter(([header]) => !/^nats-/i.test(header) && !ofSchedule.has(header));
         const outgoing = { stream: name, subject, payload: stored.data, id, headers };
         const { duplicate } = await publish(connection, outgoing, leftMs());
         if (!duplicate) {
@@ -316,7 +317,7 @@ export async function releaseDue(
           latestMs = Math.max(latestMs ?? 0, Math.round(serverNow() - at));
         }
       }
-      await remove(revision);
+      await records.remove(revision, leftMs());
       over(note);
     } catch (error) {
       trouble ??= textOf(error);
@@ -330,7 +331,7 @@ export async function releaseDue(
       const which = { next_by_subj: subject, seq };
       const found = await storedMessage(connection, name, which, leftMs(), "looking for what was released");
       if (!found) return false;
-      if (found.headers.some(([header, value]) => header === "Nats-Msg-Id" && value === id)) return true;
+      if (headerOf(found, "Nats-Msg-Id") === id) return true;
       seq = found.sequence + 1;
     }
   }
@@ -354,10 +355,6 @@ export async function releaseDue(
       .catch((error: unknown) => {
         if (!isConflict(error)) throw error;
       });
-  }
-
-  async function remove(seq: number): Promise<void> {
-    await ask(`$JS.API.STREAM.MSG.DELETE.${schedulesStream}`, { seq, no_erase: true }, "removing a schedule");
   }
 
   async function purge(what: { filter: string; seq?: number }): Promise<void> {

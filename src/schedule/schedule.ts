@@ -1,6 +1,7 @@
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
+import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
 import { nativeFor, releasesByItself, scheduleHeader } from "./native.ts";
 import { pendingFor, pendingHeaders } from "./pending.ts";
@@ -42,7 +43,7 @@ export function scheduled(
 }
 
 /** When a schedule that is stored releases its message. */
-export function releaseTimeOf(headers: { get(name: string): string }): Date {
-  const native = headers.get(scheduleHeader).replace(/^@at /, "");
-  return new Date(native || Number(headers.get(pendingHeaders.at)));
+export function releaseTimeOf(schedule: StoredMessage): Date {
+  const native = headerOf(schedule, scheduleHeader)?.replace(/^@at /, "");
+  return new Date(native ?? Number(headerOf(schedule, pendingHeaders.at)));
 }
