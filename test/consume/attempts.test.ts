@@ -2,9 +2,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed, type RetryPolicy } from "../../src/index.ts";
-import { type Connection, connect } from "../../src/nats/connection.ts";
+import type { Connection } from "../../src/nats/connection.ts";
 import { crashPoints } from "../../src/nats/within.ts";
 import { altered } from "../support/connections.ts";
+import { asFunction, functionDenied } from "../support/logins.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const jobs = defineStream("JOBS", { subjects: { "jobs.a": z.object({ n: z.number() }) }, retention: "workqueue" });
@@ -127,11 +128,7 @@ describe("a suspect whose start was written down and never made", () => {
 
 describe("a login that may not acknowledge", () => {
   it("charges no message for that: each is handled again, and the report names the permission", async () => {
-    const config = `no_auth_user: admin
-      authorization { users: [
-        { user: admin, password: admin }
-        { user: function, password: secret, permissions: { publish: { deny: ["$JS.ACK.>"] } } }
-      ] }`;
+    const config = functionDenied("publish", "$JS.ACK.>");
     const worker = defineConsumer(jobs, "worker", {
       deadLetter: "dead.jobs",
       ackWait: "1s",
@@ -141,9 +138,8 @@ describe("a login that may not acknowledge", () => {
     const app = createApp({ streams: [jobs, dead] }).on(worker, ({ attempt }) => void attempts.push(attempt));
     system = await startSystem(app, { config });
     await system.publish("jobs.a", { n: 1 });
-    const connectTo = (ms: number) => connect({ url: system.server.url.replace("//", "//function:secret@") }, ms);
     for (let n = 0; n < 4; n++) {
-      const { consumers } = await system.invoke({ connect: connectTo, budgetMs: 2_000 });
+      const { consumers } = await system.invoke({ connect: asFunction(system.server), budgetMs: 2_000 });
       expect(consumers).toMatchObject([{ unconfirmed: 1, error: expect.stringMatching(/permissions.*\$JS\.ACK/i) }]);
       await sleep(1_100); // the ack-wait
     }
@@ -152,11 +148,7 @@ describe("a login that may not acknowledge", () => {
   });
 
   it("or to remove what was written of attempts, is told of that", async () => {
-    const config = `no_auth_user: admin
-      authorization { users: [
-        { user: admin, password: admin }
-        { user: function, password: secret, permissions: { publish: { deny: ["$JS.API.STREAM.MSG.DELETE.>"] } } }
-      ] }`;
+    const config = functionDenied("publish", "$JS.API.STREAM.MSG.DELETE.>");
     const retry = { attempts: 3, backoff: fixed(10) };
     const worker = defineConsumer(jobs, "worker", { deadLetter: "dead.jobs", ackWait: "1s", retry });
     const app = createApp({ streams: [jobs, dead] }).on(worker, ({ attempt }) => {
@@ -164,8 +156,7 @@ describe("a login that may not acknowledge", () => {
     });
     system = await startSystem(app, { config });
     await system.publish("jobs.a", { n: 1 });
-    const connectTo = (ms: number) => connect({ url: system.server.url.replace("//", "//function:secret@") }, ms);
-    const { consumers } = await system.invoke({ connect: connectTo, linger: "500ms" });
+    const { consumers } = await system.invoke({ connect: asFunction(system.server), linger: "500ms" });
     expect(consumers).toMatchObject([{ acked: 1, error: expect.stringMatching(/MSG\.DELETE\.SORTIE_ATTEMPTS/) }]);
   });
 });

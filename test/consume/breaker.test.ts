@@ -3,7 +3,7 @@ import * as z from "zod";
 import { readBreaker, resetBreaker, tripBreaker } from "../../src/consume/breaker-control.ts";
 import { type BreakerState, decideAfter, decideEntry } from "../../src/consume/breaker-state.ts";
 import { createApp, defineConsumer, defineStream, fixed, NonRetriableError, RetryAfterError } from "../../src/index.ts";
-import { connect } from "../../src/nats/connection.ts";
+import { asFunction, functionDenied } from "../support/logins.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number() });
@@ -304,12 +304,6 @@ describe("a half-open breaker", () => {
 });
 
 describe("a breaker of which nobody can be told", () => {
-  const loginWithout = (denied: string) => `no_auth_user: admin
-    authorization { users: [
-      { user: admin, password: admin }
-      { user: function, password: secret, permissions: { ${denied}: { deny: ["sortie.breakers.>"] } } }
-    ] }`;
-
   async function startDenied(denied: "publish" | "subscribe") {
     let starts = 0;
     const worker = defineConsumer(jobs, "worker", {
@@ -323,11 +317,10 @@ describe("a breaker of which nobody can be told", () => {
       await new Promise((resolve) => setTimeout(resolve, 2));
       throw new Error("down");
     });
-    const made = await startSystem(app, { config: loginWithout(denied) });
+    const made = await startSystem(app, { config: functionDenied(denied, "sortie.breakers.>") });
     system = made;
     for (let n = 0; n < 30; n++) await made.publish("jobs.a", { n });
-    const connectTo = (ms: number) => connect({ url: made.server.url.replace("//", "//function:secret@") }, ms);
-    const { consumers } = await made.invoke({ connect: connectTo, budgetMs: 4_000 });
+    const { consumers } = await made.invoke({ connect: asFunction(made.server), budgetMs: 4_000 });
     expect(consumers).toMatchObject([{ ended: "open", error: expect.stringMatching(/sortie\.breakers|permission/i) }]);
     return starts;
   }

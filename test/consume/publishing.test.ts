@@ -2,7 +2,7 @@ import { headers } from "@nats-io/nats-core";
 import { afterEach, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
-import { connect } from "../../src/nats/connection.ts";
+import { asFunction, functionDenied } from "../support/logins.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const Job = z.object({ n: z.number() });
@@ -55,15 +55,10 @@ describe("what a handler publishes and is refused", () => {
       await publish(data.n === 1 ? "results.b" : "results.a", data);
     });
     system = await startSystem(app, {
-      config: `no_auth_user: admin
-        authorization { users: [
-          { user: admin, password: admin }
-          { user: function, password: secret, permissions: { publish: { deny: ["results.b"] } } }
-        ] }`,
+      config: functionDenied("publish", "results.b"),
     });
     for (const n of [1, 2, 3]) await system.publish("jobs.a", { n });
-    const asFunction = (ms: number) => connect({ url: system.server.url.replace("//", "//function:secret@") }, ms);
-    const { consumers, ms } = await system.invoke({ connect: asFunction, budgetMs: 20_000 });
+    const { consumers, ms } = await system.invoke({ connect: asFunction(system.server), budgetMs: 20_000 });
     expect(consumers[0]).toMatchObject({ acked: 2, unconfirmed: 0 });
     expect(ms).toBeLessThan(15_000);
     expect(system.events[0]).toMatchObject({ sequence: 1, error: expect.stringMatching(/results\.b.*ermission/) });

@@ -6,6 +6,7 @@ import { type ConsumerOptions, createApp, defineConsumer, defineStream, type Han
 import { connect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { altered } from "../support/connections.ts";
+import { asFunction, functionDenied } from "../support/logins.ts";
 import { startProxy } from "../support/peers.ts";
 import { type System, type SystemOptions, startSystem } from "../support/system.ts";
 
@@ -422,15 +423,12 @@ describe("a consumer of which the server gives nothing", () => {
 
 describe("a login that may not pull", () => {
   it("is told in the report, each time, and not taken for one that was refused", async () => {
-    const config = `no_auth_user: admin
-      authorization { users: [
-        { user: admin, password: admin }
-        { user: function, password: secret, permissions: { publish: { deny: ["$JS.API.CONSUMER.MSG.NEXT.JOBS.worker"] } } }
-      ] }`;
+    const config = functionDenied("publish", "$JS.API.CONSUMER.MSG.NEXT.JOBS.worker");
     system = await start({}, () => {}, { config });
     await publish(1);
-    const asFunction = (ms: number) => connect({ url: system.server.url.replace("//", "//function:secret@") }, ms);
-    const invoked = Array.from({ length: 6 }, () => system.invoke({ connect: asFunction, budgetMs: 1_000 }));
+    const invoked = Array.from({ length: 6 }, () =>
+      system.invoke({ connect: asFunction(system.server), budgetMs: 1_000 }),
+    );
     const failed = { ended: "failed", error: expect.stringMatching(/may not pull: allow it to publish to \$JS\.API/) };
     for (const { consumers } of await Promise.all(invoked)) expect(consumers).toMatchObject([failed]);
   });
