@@ -1,9 +1,8 @@
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import { parkedStream, parkedSubject } from "../define/own.ts";
-import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
-import { publish } from "../publish/publish.ts";
+import { isOutrun, publish } from "../publish/publish.ts";
 import { idHeader } from "../schedule/when.ts";
 
 /** The headers that say what a parked copy stands for, beside those of the message itself. */
@@ -39,6 +38,6 @@ export async function park(
   try {
     await publish(connection, { stream: parkedStream, subject, payload: delivery.data, headers }, ms);
   } catch (error) {
-    if (!(error instanceof SortieError && /wrong last sequence/i.test(error.message))) throw error;
+    if (!isOutrun(error)) throw error;
   }
 }

@@ -59,6 +59,11 @@ export function maxPayloadOf(connection: Connection): number {
   return connection.info?.max_payload ?? 1024 * 1024;
 }
 
+/** Whether another message was stored on its subject than the one it was to come after (`Nats-Expected-Last-Subject-Sequence`). */
+export function isOutrun(error: unknown): boolean {
+  return error instanceof SortieError && /wrong last sequence/i.test(error.message);
+}
+
 function headersFor(values: Headers): MsgHdrs {
   const hdrs = headers();
   for (const [name, value] of values) hdrs.append(name, value);

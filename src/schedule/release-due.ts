@@ -5,7 +5,7 @@ import type { Connection } from "../nats/connection.ts";
 import { isConflict, recordsIn } from "../nats/records.ts";
 import { headerOf, type StoredMessage, storedMessage } from "../nats/stored-message.ts";
 import { pause, point, within } from "../nats/within.ts";
-import { publish } from "../publish/publish.ts";
+import { isOutrun, publish } from "../publish/publish.ts";
 import {
   doneSubjectOf,
   type Note,
@@ -285,7 +285,7 @@ export async function releaseDue(
       return { note, at, stored, revision: claimed.sequence, first, before };
     } catch (error) {
       // someone else has it, or has replaced it
-      if (!/wrong last sequence/i.test(textOf(error))) trouble ??= textOf(error);
+      if (!isOutrun(error)) trouble ??= textOf(error);
       insert(note, serverNow() + patienceMs);
       return undefined;
     }
