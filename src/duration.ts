@@ -1,6 +1,7 @@
 import { SortieError } from "./errors.ts";
 
-const longestMs = 100 * 365 * 86_400_000; // a century: the server counts nanoseconds, in which three do not fit
+/** A century: the server counts nanoseconds, in which three do not fit. */
+export const longestMs = 100 * 365 * 86_400_000;
 
 const unitMs = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 

@@ -28,5 +28,7 @@ export {
 export { defineStream, type StreamDefinition, type StreamOptions, type Subjects } from "./define/stream.ts";
 export type { Duration } from "./duration.ts";
 export { type ErrorCode, InvalidPayloadError, type PayloadIssue, SortieError } from "./errors.ts";
-export type { ScheduleOptions, When } from "./schedule/when.ts";
+export type { CatchUp, Overlap, RecurringOptions } from "./schedule/recurring.ts";
+export type { ScheduleOptions } from "./schedule/schedule.ts";
+export type { When } from "./schedule/when.ts";
 export type { Schema } from "./schema.ts";

@@ -7,7 +7,7 @@ import type { InvocationReport } from "../consume/report.ts";
 import { createHttp } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
-import { connectWith, logJson, placeIn, reported, reportedOnce, reportedRelease } from "./settings.ts";
+import { connectWith, logJson, placeIn, reported, reportedOnce, reportedRelease, tokensIn } from "./settings.ts";
 
 export interface ServeOptions {
   /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
@@ -50,7 +50,7 @@ export function serve(app: App, { linger, concurrency = Infinity, onMore }: Serv
     context.getRemainingTimeInMillis() - runtimeMs;
   const http = createHttp(app, {
     connect: (_c, ms) => connect(ms),
-    publishToken: () => process.env.SORTIE_PUBLISH_TOKEN,
+    tokens: () => tokensIn(process.env),
     remaining: (c: Context) => remaining((c.env as { lambdaContext: LambdaContext }).lambdaContext),
   });
   return {

@@ -9,11 +9,19 @@ import { covers } from "../define/subject.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { textOf } from "../errors.ts";
 import { createHttp } from "../http/http.ts";
-import { disconnect } from "../nats/connection.ts";
-import { releasesByItself } from "../schedule/native.ts";
-import { release } from "../schedule/release.ts";
+import { type Connection, disconnect } from "../nats/connection.ts";
+import { hasToRelease, release } from "../schedule/release.ts";
 import { createKicks } from "./kick.ts";
-import { connectWith, logJson, placeIn, reported, reportedOnce, reportedRelease, type Settings } from "./settings.ts";
+import {
+  connectWith,
+  logJson,
+  placeIn,
+  reported,
+  reportedOnce,
+  reportedRelease,
+  type Settings,
+  tokensIn,
+} from "./settings.ts";
 
 export interface ServeOptions<Env extends Settings = Settings> {
   /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
@@ -79,7 +87,7 @@ export function serve<Env extends Settings = Settings>(
   const kicks = createKicks<Binding>((error) => logJson({ event: "kick-failed", error: textOf(error) }));
   const http = createHttp(app, {
     connect: (c, ms) => connectWith(c.env as Settings, ms, { open }),
-    publishToken: (c) => (c.env as Settings).SORTIE_PUBLISH_TOKEN,
+    tokens: (c) => tokensIn(c.env as Settings),
     ...(kick && { onPublished }),
   });
 
@@ -110,8 +118,9 @@ export function serve<Env extends Settings = Settings>(
   }
 
   /** Beside the consumers, until the next tick does: a Worker bills no waiting. */
-  async function releaseIn(env: Settings): Promise<void> {
+  async function releaseIn(env: Settings, beside: Connection): Promise<void> {
     const deadline = Date.now() + releaseMs;
+    if (!(await hasToRelease(beside, streams, releaseMs / 4))) return;
     const connection = await connectWith(env, releaseMs / 4, { open, name: "sortie-release" });
     try {
       await reportedRelease(release(connection, streams, { deadline, lingerMs: Infinity }));
@@ -127,7 +136,7 @@ export function serve<Env extends Settings = Settings>(
       let releasing: Promise<unknown> | undefined;
       const connectAndRelease = async (ms: number) => {
         const connection = await connectWith(env, ms, { open });
-        if (schedules && !releasesByItself(connection)) releasing = releaseIn(env);
+        releasing = schedules ? releaseIn(env, connection) : undefined;
         releasing?.catch(() => {}); // told at the end
         return connection;
       };

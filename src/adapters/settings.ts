@@ -1,6 +1,7 @@
 import type { Place } from "../consume/places.ts";
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
 import { SortieError, textOf } from "../errors.ts";
+import type { Tokens } from "../http/http.ts";
 import { type Connection, connect, type OpenSocket } from "../nats/connection.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
 
@@ -14,6 +15,13 @@ export interface Settings {
   NATS_TOKEN?: string;
   /** What `POST /publish/{subject}` takes as its bearer token. Secret. */
   SORTIE_PUBLISH_TOKEN?: string;
+  /** What `/schedules` takes as its bearer token. Secret. */
+  SORTIE_SCHEDULES_TOKEN?: string;
+}
+
+/** Who is let in over HTTP. */
+export function tokensIn({ SORTIE_PUBLISH_TOKEN: publish, SORTIE_SCHEDULES_TOKEN: schedules }: Settings): Tokens {
+  return { publish, schedules };
 }
 
 /** Connects as the settings say. Throws `not-configured` where they do not say where to. */
@@ -37,9 +45,8 @@ export function connectWith(
  */
 export async function reportedRelease(releasing: Promise<ReleaseReport>): Promise<ReleaseReport> {
   const report = await releasing;
-  if (report.releasedBy === "server") return report;
   const { streams } = report;
-  if (streams.some(({ released, error }) => released > 0 || error)) logJson({ event: "release", ...report });
+  if (streams.some(({ released = 0, error }) => released > 0 || error)) logJson({ event: "release", ...report });
   const failed = streams.flatMap(({ stream, error }) => (error ? [`Schedules of stream "${stream}": ${error}`] : []));
   if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;

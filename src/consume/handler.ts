@@ -3,7 +3,7 @@ import type { ConsumerDefinition } from "../define/consumer.ts";
 import type { Message, MessageOf } from "../define/message.ts";
 import type { StreamDefinition, Subjects } from "../define/stream.ts";
 import type { Literal } from "../define/subject.ts";
-import type { ScheduleOptions } from "../schedule/when.ts";
+import type { ScheduleOptions } from "../schedule/schedule.ts";
 
 /** The subjects that an app of these streams can publish to. */
 export type PublishableSubject<Stream extends StreamDefinition> =

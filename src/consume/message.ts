@@ -4,7 +4,7 @@ import type { Message } from "../define/message.ts";
 import { schemaOf } from "../define/stream.ts";
 import { InvalidPayloadError, SortieError } from "../errors.ts";
 import { type Delivery, storedAt } from "../nats/delivery.ts";
-import { idHeader } from "../schedule/when.ts";
+import { idHeader, releasedHeaders } from "../schedule/when.ts";
 import { decode, validate } from "../schema.ts";
 
 /** Decodes and validates; `attempt` is the number of the start that it is read for. Throws what `unreadable` understands. */
@@ -21,15 +21,25 @@ export function read(delivery: Delivery, consumer: ConsumerDefinition, attempt: 
   return valid instanceof Promise ? valid.then(messageWith) : messageWith(valid);
 
   function messageWith(value: unknown): Message {
+    const id = headers.get(idHeader) ?? headers.get("Nats-Msg-Id") ?? `${stream}.${sequence}`;
+    const publishedAt = storedAt(delivery);
+    const [planned, due = planned] = headers.get(releasedHeaders.scheduledFor)?.split(" ").map(Number) ?? [];
     return {
       subject,
       data: value,
-      id: headers.get(idHeader) ?? headers.get("Nats-Msg-Id") ?? `${stream}.${sequence}`,
+      id,
       attempt,
       stream,
       sequence,
-      publishedAt: storedAt(delivery),
+      publishedAt,
       headers,
+      ...(Number.isFinite(planned) && {
+        schedule: {
+          id: headers.get(releasedHeaders.schedule) ?? id,
+          plannedAt: new Date(planned as number),
+          lateMs: Math.max(0, publishedAt.getTime() - (due as number)),
+        },
+      }),
     };
   }
 }

@@ -1,11 +1,13 @@
 import type { Message } from "../define/message.ts";
 import { SortieError } from "../errors.ts";
 import { type Delivery, derivedId } from "../nats/delivery.ts";
-import { assertId, correlationHeader, type Headers, type Outgoing, prepare, streamFor } from "../publish/outgoing.ts";
+import { assertId, correlationHeader, type Headers, prepare, streamFor } from "../publish/outgoing.ts";
 import { publish } from "../publish/publish.ts";
-import { scheduled } from "../schedule/schedule.ts";
-import type { ScheduleOptions } from "../schedule/when.ts";
+import { type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
 import type { Circumstances } from "./circumstances.ts";
+
+/** Has one of them stored, within a time. */
+type Send = (ms: number) => Promise<unknown>;
 
 const traceHeaders = ["traceparent", "tracestate"]; // W3C Trace Context
 
@@ -20,7 +22,7 @@ export class Outbox {
   readonly #delivery: Delivery;
   readonly #message: Message;
   // made when they are first needed: many handlers publish nothing
-  #prepared: Promise<readonly Outgoing[]>[] | undefined;
+  #prepared: Promise<Send>[] | undefined;
   #ordinals: Map<string, number> | undefined; // by subject: a handler may call in another order the next time
   #ids: Set<string> | undefined;
   #closed = false;
@@ -41,21 +43,22 @@ export class Outbox {
   readonly publish = (subject: string, data: unknown, options?: { id?: string }): Promise<void> =>
     this.#add(subject, async (id, headers) => {
       if (options?.id !== undefined) this.#assertFresh(options.id, `A message for "${subject}"`);
-      return [{ ...(await prepare(this.#shared.streams, subject, data)), id: options?.id ?? id, headers }];
+      const outgoing = { ...(await prepare(this.#shared.streams, subject, data)), id: options?.id ?? id, headers };
+      return (ms) => publish(this.#shared.connection, outgoing, ms);
     });
 
   readonly schedule = (subject: string, data: unknown, options: ScheduleOptions): Promise<void> =>
     this.#add(`schedule ${subject}`, async (id, headers) => {
       const { connection, streams, clock } = this.#shared;
       const outgoing = { ...(await prepare(streams, subject, data)), id, headers };
-      const named = { ...options, id: options.id ?? id };
-      return scheduled(connection, outgoing, streamFor(streams, subject), named, clock.now()).messages;
+      const named = { ...options, id: options.id ?? id, nameless: options.id === undefined };
+      return scheduled(connection, outgoing, streamFor(streams, subject), named, clock.now()).store;
     });
 
   /** Publishes everything. Throws the first refusal, of a payload or of the server. */
   async flush(ms: number): Promise<void> {
-    const outgoing = (await Promise.all(this.#prepared ?? [])).flat();
-    await Promise.all(outgoing.map((each) => publish(this.#shared.connection, each, ms)));
+    const sends = await Promise.all(this.#prepared ?? []);
+    await Promise.all(sends.map((send) => send(ms)));
   }
 
   /** A second message with an id would be taken for the first, and stored nowhere. */
@@ -76,7 +79,7 @@ export class Outbox {
     this.#closed = true;
   }
 
-  #add(what: string, make: (id: string, headers: Headers) => Promise<readonly Outgoing[]>): Promise<void> {
+  #add(what: string, make: (id: string, headers: Headers) => Promise<Send>): Promise<void> {
     this.#prepared ??= [];
     this.#ordinals ??= new Map();
     const ordinal = this.#ordinals.get(what) ?? 0;

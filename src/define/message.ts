@@ -15,6 +15,14 @@ export interface Message<Subject extends string = string, Data = unknown> {
   readonly sequence: number;
   readonly publishedAt: Date;
   readonly headers: ReadonlyMap<string, string>;
+  /** Of a message that was scheduled. */
+  readonly schedule?: {
+    readonly id: string;
+    /** The time that was asked for; of a recurring one, that its recurrence says. */
+    readonly plannedAt: Date;
+    /** How long after it was due it was released, in milliseconds. */
+    readonly lateMs: number;
+  };
 }
 
 /** The subjects of a stream's schemas that a filter lets through; of several filters, that any of them does. */

@@ -26,7 +26,7 @@ export const parkedStream = "SORTIE_PARKED";
 /** Which invocations may be connected at the same time, for apps with `fanOut`. */
 export const placesStream = "SORTIE_PLACES";
 
-/** What is to be released later, where the server does not do that by itself. */
+/** What a function is to release later, and for a while what became of it. */
 export const schedulesStream = "SORTIE_SCHEDULES";
 
 /** Where that is kept: all apps of an account share it, as they share its connections. */
@@ -102,8 +102,7 @@ export function companionsOf(
 }
 
 /**
- * The streams of ours that these consumers, invocations that fan out, and schedules need where the server does not release
- * them by itself; as safe in a cluster as the safest of the app's.
+ * The streams of ours that these consumers, invocations that fan out, and schedules need; as safe in a cluster as the safest of the app's.
  */
 export function ownStreams(
   consumers: readonly ConsumerDefinition[],
@@ -121,6 +120,7 @@ export function ownStreams(
     maxAgeMs: 0,
     duplicateWindowMs: 120_000,
     schedules: false,
+    messageTtl: false,
     retention: "workqueue",
   } as const;
   const streams: StreamDefinition[] = [];
@@ -145,7 +145,7 @@ export function ownStreams(
   if (restedMs.length > 0)
     streams.push(recordsOf(ratesStream, "sortie.rates.>", 2 * Math.max(...restedMs, longestPutOffMs)));
   if (fanOut) streams.push(recordsOf(placesStream, placesSubject, 2 * longestInvocationMs)); // by then all of it has lapsed
-  if (scheduled.length > 0) streams.push(recordsOf(schedulesStream, "sortie.schedules.>", 0));
+  if (scheduled.length > 0) streams.push({ ...recordsOf(schedulesStream, "sortie.schedules.>", 0), messageTtl: true });
   if (consumers.some(parks))
     streams.push({ ...base, name: parkedStream, subjects: [parkedSubject("*", "*", "*", "*")] });
   const foreign = consumers.filter(({ managed }) => !managed);

@@ -30,10 +30,12 @@ export interface StreamOptions<S extends Subjects> {
   /** How long a message id is remembered, so that a second publish with it stores nothing. @default "2m", or `maxAge` where that is shorter */
   duplicateWindow?: Duration;
   /**
-   * Whether messages can be scheduled into this stream: on the server's own schedules, or before 2.12 in one of Sortie's.
-   * @default true where the subjects have schemas and no `maxMessages` or `maxBytes` could push a schedule out
+   * Whether messages can be scheduled into this stream, and who releases them: `true` for the server itself where it does
+   * that (2.12), a function where it does not; `"function"` for a function on every server, which is exact to milliseconds
+   * and keeps what waits out of this stream. @default true where the subjects have schemas; `"function"` with `maxMessages`
+   * or `maxBytes`, which would push schedules out
    */
-  schedules?: boolean;
+  schedules?: boolean | "function";
 }
 
 /** A stream as plain data: it connects to nothing and can be imported anywhere. */
@@ -55,7 +57,10 @@ export interface StreamDefinition<S extends Subjects = Subjects> {
   /** -1 for no limit. Of a subject with more the oldest go. */
   readonly maxMessagesPerSubject: number;
   readonly duplicateWindowMs: number;
-  readonly schedules: boolean;
+  /** Who releases what is scheduled into it: the server where it can, or always a function; false for nobody. */
+  readonly schedules: "server" | "function" | false;
+  /** Whether a message may say for how long it is kept (2.11). */
+  readonly messageTtl: boolean;
 }
 
 /**
@@ -115,10 +120,17 @@ export function defineStream<const S extends Subjects = Record<never, never>>(
   assertCounts({ replicas }, what);
   if (maxMessages !== -1) assertCounts({ maxMessages }, what);
   if (maxBytes !== -1) assertCounts({ maxBytes }, what);
-  if (limited && options.schedules) {
+  if (limited && options.schedules === true) {
     throw new SortieError(
       "invalid-definition",
-      `${what}: maxMessages and maxBytes would push schedules out before they are due; leave them out, or set \`schedules: false\``,
+      `${what}: maxMessages and maxBytes would push schedules out before they are due; leave them out, or set \`schedules: "function"\`, which keeps schedules elsewhere`,
+    );
+  }
+  const { schedules = Object.keys(schemas).length > 0 && (limited ? "function" : true) } = options;
+  if (schedules !== "function" && typeof schedules !== "boolean") {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected schedules true, false or "function", got ${JSON.stringify(schedules)}`,
     );
   }
   return {
@@ -134,7 +146,8 @@ export function defineStream<const S extends Subjects = Record<never, never>>(
     maxBytes,
     maxMessagesPerSubject: -1,
     duplicateWindowMs,
-    schedules: options.schedules ?? (Object.keys(schemas).length > 0 && !limited),
+    schedules: schedules === true ? "server" : schedules,
+    messageTtl: false,
   };
 }
 

@@ -10,6 +10,8 @@ type ProblemCode =
   | "invalid-request"
   | "not-found"
   | "idempotency-key-reused"
+  | "schedule-unknown"
+  | "already-fired"
   | "method-not-allowed"
   | "internal";
 
@@ -24,6 +26,8 @@ const problems: Partial<Record<ProblemCode, Problem>> = {
   unauthorized: { status: 401, title: "A valid bearer token is needed" },
   "not-found": { status: 404, title: "There is nothing at this path" },
   "method-not-allowed": { status: 405, title: "This path takes another method" },
+  "schedule-unknown": { status: 404, title: "There is no such schedule" },
+  "already-fired": { status: 409, title: "The schedule has fired" },
   "unknown-subject": { status: 404, title: "The subject is not one of this app's" },
   "payload-too-large": { status: 413, title: "The payload is too large" },
   "unsupported-media-type": { status: 415, title: "The payload must be application/json" },
@@ -51,10 +55,21 @@ export function problem(c: Context, code: ProblemCode, detail: string, more: Rec
   return c.body(JSON.stringify({ type: `urn:sortie:problem:${code}`, title, status, detail, ...more }), status);
 }
 
+/** A request that is answered with a problem. */
+export class RequestError extends Error {
+  readonly code: ProblemCode;
+
+  constructor(code: ProblemCode, detail: string) {
+    super(detail);
+    this.code = code;
+  }
+}
+
 /** The answer to an error: Sortie's own speak for themselves, all others stay in the log. */
 export function problemOf(c: Context, error: unknown) {
   if (error instanceof InvalidPayloadError)
     return problem(c, "invalid-payload", error.message, { errors: error.issues });
+  if (error instanceof RequestError) return problem(c, error.code, error.message);
   if (error instanceof SortieError && problems[error.code]) return problem(c, error.code, error.message);
   console.error(error);
   return problem(c, "internal", "The function's log has the error");

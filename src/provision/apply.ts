@@ -7,6 +7,7 @@ import { covers } from "../define/subject.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { managerOn, serverIsAtLeast } from "../nats/jetstream.ts";
+import { releasesByItself } from "../schedule/native.ts";
 import { planConsumer, planStream, type Step, sharedStream } from "./plan.ts";
 
 /** What became of one definition. */
@@ -36,7 +37,11 @@ export async function apply(
   log: (applied: Applied) => void = () => {},
 ): Promise<Applied[]> {
   const jsm = await managerOn(connection);
-  const can = { schedules: serverIsAtLeast(connection, "2.12"), manyFilters: serverIsAtLeast(connection, "2.10") };
+  const can = {
+    schedules: releasesByItself(connection),
+    messageTtl: serverIsAtLeast(connection, "2.11"),
+    manyFilters: serverIsAtLeast(connection, "2.10"),
+  };
   const applied: Applied[] = [];
   const done = (one: Applied) => {
     applied.push(one);
@@ -44,7 +49,7 @@ export async function apply(
   };
   for (const definition of streams)
     await applyStream(definition.name, (current) => planStream(definition, current, can));
-  const scheduled = can.schedules ? [] : streams.filter(({ schedules }) => schedules);
+  const scheduled = streams.filter(({ schedules }) => schedules);
   for (const own of ownStreams(consumers, { fanOut, scheduled }))
     await applyStream(own.name, (current) => planStream(sharedStream(own, current), current, can));
   for (const definition of consumers) {

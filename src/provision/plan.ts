@@ -23,6 +23,8 @@ export interface Step<Config> {
 export interface ServerAbilities {
   /** nats-server 2.12: `allow_msg_schedules`. */
   readonly schedules: boolean;
+  /** nats-server 2.11: `allow_msg_ttl`. */
+  readonly messageTtl: boolean;
   /** nats-server 2.10: more than one filter for a consumer. */
   readonly manyFilters: boolean;
 }
@@ -41,7 +43,7 @@ export function planStream(
   current: StreamConfig | undefined,
   can: ServerAbilities,
 ): Step<OwnedStreamConfig> {
-  const schedules = definition.schedules && can.schedules;
+  const schedules = definition.schedules === "server" && can.schedules;
   const wanted: OwnedStreamConfig = {
     name: definition.name,
     subjects: schedules ? [...definition.subjects, scheduleSubjects(definition.name)] : [...definition.subjects],
@@ -52,8 +54,10 @@ export function planStream(
     max_msgs: definition.maxMessages,
     max_bytes: definition.maxBytes,
     duplicate_window: ns(definition.duplicateWindowMs),
-    discard: definition.retention === "workqueue" && !definition.schedules ? DiscardPolicy.New : DiscardPolicy.Old,
+    discard:
+      definition.retention === "workqueue" && definition.schedules !== "server" ? DiscardPolicy.New : DiscardPolicy.Old,
     ...(schedules && { allow_msg_schedules: true }),
+    ...(definition.messageTtl && can.messageTtl && { allow_msg_ttl: true }),
     ...(definition.maxMessagesPerSubject !== -1 && { max_msgs_per_subject: definition.maxMessagesPerSubject }),
   };
   const step = compare(wanted, current);

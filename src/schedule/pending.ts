@@ -1,13 +1,19 @@
 import { schedulesStream } from "../define/own.ts";
-import type { Outgoing } from "../publish/outgoing.ts";
+import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
+import type { Headers, Outgoing } from "../publish/outgoing.ts";
+import type { Recurring } from "./recurring.ts";
 import { idHeader, tokenOf } from "./when.ts";
 
 /**
- * Where a server does not release messages by itself they wait in a stream of Sortie's own, as two messages: the schedule,
- * with its payload, on a subject for its id, so that another one with that id replaces it; and a note without a payload on a
- * subject that begins with when it is due, so that what is due is found without looking at what is not.
+ * What a function releases waits in a stream of Sortie's own, as two messages: the schedule, with its payload, on a subject
+ * for its id, so that another one with that id replaces it; and a note without a payload on a subject that begins with when
+ * it is due, so that what is due is found without looking at what is not. A schedule that nobody gave an id is its own note.
+ * The subject for an id also tells, for a while, what became of its schedule.
  */
 const root = "sortie.schedules";
+
+/** How long it can be told that a schedule was released, or cancelled. */
+export const rememberedMs = 7 * 86_400_000;
 
 /** The headers of a schedule that waits, beside those of the message itself. */
 export const pendingHeaders = {
@@ -15,37 +21,162 @@ export const pendingHeaders = {
   target: "Sortie-Schedule-Target",
   /** Of one that is claimed: its first sequence, the last one of its stream before, and when that was where it is claimed again. */
   releasing: "Sortie-Releasing",
+  /** Of one that does not wait for a function. */
+  state: "Sortie-Schedule-State",
+  /** Of one that comes again: how, as JSON; */
+  recurring: "Sortie-Schedule-Recurring",
+  /** the time of it that waits, but for its jitter; */
+  planned: "Sortie-Schedule-Planned",
+  /** where the one before is in the target's stream; */
+  previous: "Sortie-Schedule-Previous",
+  /** and whose definition it is. */
+  owner: "Sortie-Schedule-Owner",
 } as const;
+
+/**
+ * What a function does not release: what the server does, what was released or cancelled, what is put off until somebody
+ * resumes it.
+ */
+export type PendingState = "on-server" | "released" | "cancelled" | "paused";
+
+/** What is stored of a schedule. */
+export interface Pending {
+  readonly id: string;
+  /** When it is released; of what was, when that can be forgotten on servers that do not do that themselves. */
+  readonly at: number;
+  readonly target: string;
+  readonly state: PendingState | undefined;
+  readonly recurring: Recurring | undefined;
+  readonly planned: number;
+  readonly previous: number | undefined;
+  /** Who has claimed it may release it at any time. */
+  readonly releasing: readonly number[] | undefined;
+  readonly owner: string | undefined;
+}
 
 /** That something is due. */
 export interface Note {
   readonly subject: string;
   /** Epoch milliseconds. */
   readonly at: number;
-  /** The schedule's id, as a token of a subject. */
-  readonly token: string;
+  /** Where its schedule is. */
+  readonly schedule: string;
 }
 
-/**
- * The schedule and its note, to be published in this order: who finds the note finds the schedule. Only the schedule has the
- * message's id, so that one which is made again after it was released is not released twice, and has a note in any case.
- */
-export function pendingFor(outgoing: Outgoing, stream: string, id: string, at: Date, now: number): Outgoing[] {
+/** What waits for a function, as it is stored. */
+export interface NewPending {
+  readonly stream: string;
+  readonly id: string;
+  readonly at: number;
+  readonly recurring?: (Recurring & { readonly planned: number; readonly owner?: string | undefined }) | undefined;
+}
+
+/** What is published for a schedule that has an id, in this order: who finds the note finds the schedule. */
+export function pendingFor(outgoing: Outgoing, pending: NewPending, now: number): [schedule: Outgoing, note: Outgoing] {
+  const { stream, id, at, recurring } = pending;
+  const { planned, owner, ...how } = recurring ?? {};
   const token = tokenOf(id);
-  const due = at.getTime();
-  const headers = [
+  const headers: Headers = [
     [idHeader, id],
-    [pendingHeaders.at, `${due}`],
+    [pendingHeaders.at, `${at}`],
+    [pendingHeaders.target, outgoing.subject],
+    ...(recurring ? ([[pendingHeaders.recurring, JSON.stringify(how)]] as const) : []),
+    ...(planned === undefined ? [] : ([[pendingHeaders.planned, `${planned}`]] as const)),
+    ...(owner === undefined ? [] : ([[pendingHeaders.owner, owner]] as const)),
+    ...(outgoing.headers ?? []),
+  ];
+  // only the schedule has the message's id: one that is made again has its note in any case
+  const { payload } = outgoing;
+  const schedule = {
+    stream: schedulesStream,
+    subject: scheduleSubject(stream, token),
+    payload,
+    id: outgoing.id,
+    headers,
+  };
+  return [schedule, noteFor(stream, token, at, now)];
+}
+
+/** What is published for a schedule that nobody asks after by an id. */
+export function namelessFor(outgoing: Outgoing, { stream, id, at }: NewPending, now: number): Outgoing {
+  const headers: Headers = [
+    [idHeader, id],
+    [pendingHeaders.at, `${at}`],
     [pendingHeaders.target, outgoing.subject],
     ...(outgoing.headers ?? []),
-  ] as const;
-  const { payload } = outgoing;
-  // what is due already is put where it is still looked for
-  const noted = `${root}.at.${stream}.${minuteOf(Math.max(due, now))}.${due}.${token}`;
-  return [
-    { stream: schedulesStream, subject: scheduleSubject(stream, token), payload, id: outgoing.id, headers },
-    { stream: schedulesStream, subject: noted, payload: new Uint8Array() },
   ];
+  const { subject } = noteFor(stream, tokenOf(id), at, now);
+  return {
+    stream: schedulesStream,
+    subject: `${subject}.${whole}`,
+    payload: outgoing.payload,
+    id: outgoing.id,
+    headers,
+  };
+}
+
+const whole = "whole";
+
+/** What is due already is noted where it is still looked for. */
+export function noteFor(stream: string, token: string, at: number, now: number): Outgoing {
+  const subject = `${root}.at.${stream}.${minuteOf(Math.max(at, now))}.${at}.${token}`;
+  return { stream: schedulesStream, subject, payload: new Uint8Array() };
+}
+
+export function pendingOf(stored: StoredMessage): Pending {
+  const [at, planned, previous] = [pendingHeaders.at, pendingHeaders.planned, pendingHeaders.previous].map((name) => {
+    const value = headerOf(stored, name);
+    return value === undefined ? undefined : Number(value);
+  });
+  const recurring = headerOf(stored, pendingHeaders.recurring);
+  return {
+    id: headerOf(stored, idHeader) ?? "",
+    at: at ?? Number.NaN,
+    target: headerOf(stored, pendingHeaders.target) ?? "",
+    state: headerOf(stored, pendingHeaders.state) as PendingState | undefined,
+    recurring: recurring === undefined ? undefined : (JSON.parse(recurring) as Recurring),
+    planned: planned ?? at ?? Number.NaN,
+    previous,
+    releasing: headerOf(stored, pendingHeaders.releasing)?.split(" ").map(Number),
+    owner: headerOf(stored, pendingHeaders.owner),
+  };
+}
+
+/** A stored schedule as it is written in its place, with some of its headers changed; undefined takes one away. */
+export function rewritten(
+  { subject, sequence, data: payload, headers }: StoredMessage,
+  changes: Readonly<Record<string, string | undefined>>,
+): Outgoing {
+  const kept = headers.filter(([name]) => !/^nats-/i.test(name) && !Object.hasOwn(changes, name));
+  const changed = Object.entries(changes).flatMap(([name, value]) =>
+    value === undefined ? [] : [[name, value] as const],
+  );
+  return { subject, payload, headers: [...kept, ...changed, [expectedLast, `${sequence}`]] };
+}
+
+/** The header by which a message is stored only where the last one of its subject is the one that it replaces. */
+export const expectedLast = "Nats-Expected-Last-Subject-Sequence";
+
+/** What tells for a while what became of a schedule, in the place of its `sequence` where that is given. */
+export function memoFor(
+  { subject, sequence }: { readonly subject: string; readonly sequence?: number },
+  {
+    id,
+    state,
+    at,
+    forgetAt,
+    seconds,
+  }: { id: string; state: PendingState; at: number; forgetAt: number; seconds?: number | undefined },
+): Outgoing {
+  const headers: Headers = [
+    [idHeader, id],
+    [pendingHeaders.state, state],
+    [pendingHeaders.planned, `${at}`],
+    [pendingHeaders.at, `${forgetAt}`],
+    ...(seconds === undefined ? [] : ([["Nats-TTL", `${seconds}s`]] as const)),
+    ...(sequence === undefined ? [] : ([[expectedLast, `${sequence}`]] as const)),
+  ];
+  return { stream: schedulesStream, subject, payload: new Uint8Array(), headers };
 }
 
 export function scheduleSubject(stream: string, token: string): string {
@@ -57,9 +188,17 @@ export function doneSubjectOf(stream: string): string {
   return `${root}.done.${stream}`;
 }
 
+/** The subjects of all that is noted for a stream, whenever it is due. */
+export function allNotes(stream: string): string {
+  return `${root}.at.${stream}.>`;
+}
+
 export function noteOf(subject: string): Note {
   const tokens = subject.split(".");
-  return { subject, at: Number(tokens.at(-2)), token: tokens.at(-1) ?? "" };
+  const isWhole = tokens.length === root.split(".").length + 8;
+  if (isWhole) tokens.pop();
+  const schedule = isWhole ? subject : scheduleSubject(tokens[3] ?? "", tokens.at(-1) ?? "");
+  return { subject, at: Number(tokens.at(-2)), schedule };
 }
 
 const minuteMs = 60_000;

@@ -1,20 +1,31 @@
-import { schedulesStream } from "../define/own.ts";
+import { parkedStream, parkedSubject, schedulesStream } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
-import { SortieError, textOf } from "../errors.ts";
+import { textOf } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
+import { consumersOf, isAwaiting } from "../nats/consumer-info.ts";
 import { isConflict, recordsIn } from "../nats/records.ts";
 import { headerOf, type StoredMessage, storedMessage } from "../nats/stored-message.ts";
 import { pause, point, within } from "../nats/within.ts";
+import type { Headers } from "../publish/outgoing.ts";
 import { isOutrun, publish } from "../publish/publish.ts";
 import {
   doneSubjectOf,
+  memoFor,
   type Note,
+  noteFor,
   noteOf,
   notesBetween,
+  type Pending,
   pendingHeaders,
-  scheduleSubject,
+  pendingOf,
+  rememberedMs,
+  rewritten,
   startOfMinute,
 } from "./pending.ts";
+import { caughtUp, type Occurrence, occurrenceAfter } from "./recurring.ts";
+import { secondsUntil } from "./schedule.ts";
+import { missingStream } from "./stored-schedule.ts";
+import { idHeader, releasedHeaders, tokenOf } from "./when.ts";
 
 /** How long before it is due a schedule is claimed, */
 const leadMs = 250;
@@ -42,6 +53,9 @@ const veryLateMs = 24 * 3_600_000;
 const hourMs = 3_600_000;
 const stepMs = 5_000;
 
+/** How often it is looked whether the one before is handled, where the next waits for that. */
+const lookAgainMs = 1_000;
+
 /** What the released message does not have. */
 const ofSchedule = new Set<string>(Object.values(pendingHeaders));
 
@@ -57,7 +71,7 @@ export interface Released {
 /** A schedule that is ours to release. */
 interface Claimed {
   readonly note: Note;
-  readonly at: number;
+  readonly pending: Pending;
   readonly stored: StoredMessage;
   /** Its sequence when it was claimed, and when it was made: the id of what is released is made of that. */
   readonly revision: number;
@@ -246,43 +260,26 @@ export async function releaseDue(
 
   /** Undefined where it is not ours to release, or not now. */
   async function claim(note: Note): Promise<Claimed | undefined> {
+    const original = known.get(note.subject) as Note;
     try {
-      const subject = scheduleSubject(name, note.token);
-      const stored = await storedMessage(
-        connection,
-        schedulesStream,
-        { last_by_subj: subject },
-        leftMs(),
-        "reading a schedule",
-      );
-      const original = known.get(note.subject) as Note;
+      const which = { last_by_subj: note.schedule };
+      const stored = await storedMessage(connection, schedulesStream, which, leftMs(), "reading a schedule");
       if (!stored) {
         if (heard.delete(original)) insert(note, serverNow() + 500);
         else over(note); // it was released, replaced and released, or cancelled
         return undefined;
       }
-      const at = Number(headerOf(stored, pendingHeaders.at));
-      if (at > original.at) {
-        over(note); // it was replaced by a later one, which has a note of its own
+      const pending = pendingOf(stored);
+      if (pending.at > original.at || pending.state === "paused") {
+        over(note); // it was replaced by a later one, or is resumed, with a note of its own
         return undefined;
       }
-      const claimedAt = Date.parse(stored.time);
-      const [first = stored.sequence, after, since = claimedAt] =
-        headerOf(stored, pendingHeaders.releasing)?.split(" ").map(Number) ?? [];
-      const before = after === undefined ? undefined : { after, since };
-      if (before && serverNow() < claimedAt + patienceMs) {
-        insert(note, claimedAt + patienceMs);
+      if (pending.state) {
+        await records.remove(stored.sequence, leftMs()); // what became of it has been told for long enough
+        over(note);
         return undefined;
       }
-      const { data: payload, sequence } = stored;
-      const releasing = before ? `${first} ${after} ${since}` : `${first} ${lastOfTarget}`;
-      const headers = [
-        ...stored.headers.filter(([header]) => !/^nats-/i.test(header) && header !== pendingHeaders.releasing),
-        [pendingHeaders.releasing, releasing],
-        ["Nats-Expected-Last-Subject-Sequence", `${sequence}`],
-      ] as const;
-      const claimed = await publish(connection, { subject, payload, headers }, leftMs());
-      return { note, at, stored, revision: claimed.sequence, first, before };
+      return await claimStored(note, stored, pending);
     } catch (error) {
       // someone else has it, or has replaced it
       if (!isOutrun(error)) trouble ??= textOf(error);
@@ -291,47 +288,161 @@ export async function releaseDue(
     }
   }
 
+  async function claimStored(note: Note, stored: StoredMessage, pending: Pending): Promise<Claimed | undefined> {
+    const claimedAt = Date.parse(stored.time);
+    const [first = stored.sequence, after, since = claimedAt] = pending.releasing ?? [];
+    const before = after === undefined ? undefined : { after, since };
+    if (before && serverNow() < claimedAt + patienceMs) {
+      const { at } = known.get(note.subject) as Note;
+      const isForLater = at > pending.at; // what is being released comes again then
+      insert(note, isForLater ? Math.max(at, serverNow() + 2 * leadMs) : claimedAt + patienceMs);
+      return undefined;
+    }
+    const { recurring, id } = pending;
+    let occurrence: Occurrence | undefined = { planned: pending.planned, due: pending.at };
+    if (recurring && !before) {
+      occurrence = caughtUp(recurring, id, pending.planned, serverNow());
+      const isLater = !occurrence || occurrence.due > Math.max(note.at, serverNow());
+      const overlaps = !isLater && recurring.overlap !== "allow" && (await isUnhandled(pending));
+      if (overlaps && recurring.overlap === "queue") {
+        insert(note, serverNow() + lookAgainMs);
+        return undefined;
+      }
+      if (overlaps) occurrence = occurrenceAfter(recurring, id, Math.max(pending.planned, serverNow()));
+      if (isLater || overlaps) {
+        await comeAgain(note, stored, occurrence, pending.previous);
+        return undefined;
+      }
+    }
+    const { planned, due } = occurrence as Occurrence;
+    const claim = rewritten(stored, {
+      [pendingHeaders.at]: `${due}`,
+      ...(recurring && { [pendingHeaders.planned]: `${planned}` }),
+      [pendingHeaders.releasing]: before ? `${first} ${after} ${since}` : `${first} ${lastOfTarget}`,
+    });
+    const { sequence: revision } = await publish(connection, claim, leftMs());
+    return { note, pending: { ...pending, planned, at: due }, stored, revision, first, before };
+  }
+
   /** Releases it when it is due: many of them in one piece where they are due together. */
   function fire(one: Claimed): void {
-    const releasing = one.at > serverNow() ? untilDue(one).then(() => releaseOne(one)) : releaseOne(one);
+    const releasing = one.pending.at > serverNow() ? untilDue(one).then(() => releaseOne(one)) : releaseOne(one);
     underWay.add(releasing);
     void releasing.finally(() => underWay.delete(releasing));
   }
 
-  async function untilDue({ at }: Claimed): Promise<void> {
+  async function untilDue({ pending: { at } }: Claimed): Promise<void> {
     // a timer may be early, by part of a millisecond
     while (at > serverNow()) await pause(Math.ceil(at - serverNow()), "waiting until a schedule is due");
   }
 
-  async function releaseOne({ note, at, stored, revision, first, before }: Claimed): Promise<void> {
+  async function releaseOne(claimed: Claimed): Promise<void> {
+    const { note, pending, stored, revision, first, before } = claimed;
+    const { at, target } = pending;
     try {
       const id = `sortie.release.${first}.${at}`;
-      const subject = headerOf(stored, pendingHeaders.target) ?? "";
       const isForgotten = before && serverNow() > before.since + duplicateWindowMs;
-      if (!isForgotten || !(await isReleased(subject, before.after, id))) {
-        const headers = stored.headers.filter(([header]) => !/^nats-/i.test(header) && !ofSchedule.has(header));
-        const outgoing = { stream: name, subject, payload: stored.data, id, headers };
-        const { duplicate } = await publish(connection, outgoing, leftMs());
-        if (!duplicate) {
+      let sequence = isForgotten ? await sequenceOf(target, before.after, id) : undefined;
+      if (sequence === undefined) {
+        const outgoing = { stream: name, subject: target, payload: stored.data, id, headers: headersOf(claimed) };
+        const published = await publish(connection, outgoing, leftMs());
+        sequence = published.sequence;
+        if (!published.duplicate) {
           released += 1;
           latestMs = Math.max(latestMs ?? 0, Math.round(serverNow() - at));
         }
       }
-      await records.remove(revision, leftMs());
-      over(note);
+      await after(claimed, { ...stored, sequence: revision }, sequence);
     } catch (error) {
       trouble ??= textOf(error);
       insert(note, serverNow() + patienceMs);
     }
   }
 
-  /** Whether the target stream has it: its id may have been forgotten there. */
-  async function isReleased(subject: string, after: number, id: string): Promise<boolean> {
+  /** What the released message has of its schedule's headers, and what it tells of it. */
+  function headersOf({ pending: { id, recurring, planned, at }, stored }: Claimed): Headers {
+    const own = stored.headers.filter(([header]) => !/^nats-/i.test(header) && !ofSchedule.has(header));
+    if (!recurring) return own;
+    return [
+      ...own.filter(([header]) => header !== idHeader),
+      [idHeader, `${id}@${new Date(planned).toISOString()}`],
+      [releasedHeaders.schedule, id],
+      [releasedHeaders.scheduledFor, at === planned ? `${planned}` : `${planned} ${at}`],
+    ];
+  }
+
+  /** One that is released comes again, or leaves a word that it was. */
+  async function after({ note, pending }: Claimed, claimed: StoredMessage, sequence: number): Promise<void> {
+    const { id, recurring, planned } = pending;
+    const next = recurring && occurrenceAfter(recurring, id, planned);
+    if (next) return await comeAgain(note, claimed, next, sequence);
+    if (note.schedule === note.subject) {
+      await records.remove(claimed.sequence, leftMs());
+      return over(note);
+    }
+    await leaveWord(claimed, pending);
+    over(note);
+  }
+
+  /** Has a schedule wait for another one of its times, or leave a word where none comes. */
+  async function comeAgain(
+    note: Note,
+    stored: StoredMessage,
+    next: Occurrence | undefined,
+    previous: number | undefined,
+  ): Promise<void> {
+    const pending = pendingOf(stored);
+    if (!next) {
+      await leaveWord(stored, pending);
+      return over(note);
+    }
+    const noted = noteFor(name, tokenOf(pending.id), next.due, serverNow());
+    const waits = rewritten(stored, {
+      [pendingHeaders.at]: `${next.due}`,
+      [pendingHeaders.planned]: `${next.planned}`,
+      [pendingHeaders.releasing]: undefined,
+      [pendingHeaders.previous]: previous === undefined ? undefined : `${previous}`,
+    });
+    await publish(connection, noted, leftMs()); // first: who has a note of an earlier time finds that it waits
+    await publish(connection, waits, leftMs());
+    over(note);
+    const { at } = noteOf(noted.subject);
+    if (at < listedUntil) add(noteOf(noted.subject));
+  }
+
+  async function leaveWord(stored: StoredMessage, { id, at }: Pending): Promise<void> {
+    const forgetAt = Math.round(serverNow()) + rememberedMs;
+    const seconds = secondsUntil(connection, forgetAt, serverNow());
+    const memo = memoFor(stored, { id, state: "released", at, forgetAt, seconds });
+    try {
+      await publish(connection, memo, leftMs());
+    } catch (error) {
+      if (!isOutrun(error)) throw error;
+      return; // another one has its id by now
+    }
+    if (seconds === undefined) await publish(connection, noteFor(name, tokenOf(id), forgetAt, serverNow()), leftMs());
+  }
+
+  /** Whether the one before is still to be handled: it waits for a consumer of its subject, or is parked for a retry. */
+  async function isUnhandled({ target, previous }: Pending): Promise<boolean> {
+    if (previous === undefined) return false;
+    const parked = { next_by_subj: parkedSubject(name, "*", previous, "*"), seq: 1 };
+    const [consumers, retry] = await Promise.all([
+      consumersOf(connection, name, leftMs()),
+      storedMessage(connection, parkedStream, parked, leftMs(), "looking for a retry").catch((error: unknown) => {
+        if (!/stream not found/i.test(textOf(error))) throw error; // an app without far retries has none
+        return undefined;
+      }),
+    ]);
+    return Boolean(retry) || consumers.some((one) => isAwaiting(one, { subject: target, sequence: previous }));
+  }
+
+  /** Where the target stream has it, whose id may have been forgotten there. */
+  async function sequenceOf(subject: string, after: number, id: string): Promise<number | undefined> {
     for (let seq = after + 1; ; ) {
       const which = { next_by_subj: subject, seq };
       const found = await storedMessage(connection, name, which, leftMs(), "looking for what was released");
-      if (!found) return false;
-      if (headerOf(found, "Nats-Msg-Id") === id) return true;
+      if (!found || headerOf(found, "Nats-Msg-Id") === id) return found?.sequence;
       seq = found.sequence + 1;
     }
   }
@@ -368,10 +479,7 @@ export async function releaseDue(
       "looking at a stream",
     );
     if (!answer.error) return answer;
-    throw new SortieError(
-      "stream-missing",
-      `Stream "${stream}", which schedules need: ${answer.error.description}. Create it: npx sortie apply <the module with your app>`,
-    );
+    throw missingStream(stream, answer.error.description);
   }
 
   async function ask<T>(subject: string, what: object, doing: string): Promise<T> {

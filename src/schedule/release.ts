@@ -1,20 +1,25 @@
+import { schedulesStream } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { managerOn } from "../nats/jetstream.ts";
 import { within } from "../nats/within.ts";
-import { releasesByItself, scheduleSubjects } from "./native.ts";
+import { isReleasedByServer, scheduleSubjects } from "./native.ts";
+import { allNotes } from "./pending.ts";
 import { type Released, releaseDue } from "./release-due.ts";
+import { storedSchedule } from "./stored-schedule.ts";
+
+/** What one scheduler invocation did for the schedules of one stream. */
+export interface ReleasedOf extends Partial<Released> {
+  readonly stream: string;
+  /** How many wait on the server, which releases them by itself; left out where it does not. */
+  readonly onServer?: number;
+}
 
 /** What one scheduler invocation did. */
-export type ReleaseReport =
-  | {
-      /** nats-server itself, from 2.12. */
-      releasedBy: "server";
-      /** How many wait. */
-      streams: { stream: string; scheduled: number }[];
-    }
-  | { releasedBy: "function"; streams: ({ stream: string } & Released)[] };
+export interface ReleaseReport {
+  readonly streams: readonly ReleasedOf[];
+}
 
 export interface ReleaseOptions {
   /** When it must be over, in epoch milliseconds. */
@@ -29,8 +34,9 @@ export interface ReleaseOptions {
 const tailMs = 1_000;
 
 /**
- * Releases what is due. Where the server releases by itself it makes sure of that instead: that each stream which takes
- * schedules has them switched on.
+ * Releases what is due. Where the server does so by itself it makes sure that the stream has its schedules switched on, and
+ * releases what the server cannot: what comes again, and what waits since the server was older. It does not stay for that
+ * where there is none of it.
  * @throws SortieError `schedule-refused` where schedules would not be released, `stream-missing` for a stream that they need,
  * with what to do.
  */
@@ -39,29 +45,48 @@ export async function release(
   streams: readonly StreamDefinition[],
   { deadline, lingerMs = 0, now = Date.now }: ReleaseOptions,
 ): Promise<ReleaseReport> {
-  const scheduled = streams.filter((stream) => stream.schedules);
-  if (releasesByItself(connection)) {
-    const ms = deadline - now();
-    const looked = Promise.all(scheduled.map((stream) => lookAt(connection, stream)));
-    return { releasedBy: "server", streams: await within(ms, "looking at the schedules", looked) };
-  }
   const tail = Math.min(tailMs, (deadline - now()) / 4);
   const times = { leaveAt: Math.min(now() + lingerMs, deadline - tail), settleBy: deadline - tail / 2, now };
-  const releasing = scheduled.map(async (stream) => ({
-    stream: stream.name,
-    ...(await releaseDue(connection, stream, times)),
-  }));
-  return { releasedBy: "function", streams: await Promise.all(releasing) };
+  const leftMs = () => times.settleBy - now();
+  const releasing = streams
+    .filter((stream) => stream.schedules)
+    .map(async (stream): Promise<ReleasedOf> => {
+      const { name } = stream;
+      const onServer = isReleasedByServer(connection, stream)
+        ? await countOnServer(connection, name, leftMs())
+        : undefined;
+      const waits = onServer === undefined || (await hasToRelease(connection, [stream], leftMs()));
+      const released = waits ? await releaseDue(connection, stream, times) : undefined;
+      return { stream: name, ...(onServer !== undefined && { onServer }), ...released };
+    });
+  return { streams: await Promise.all(releasing) };
 }
 
-async function lookAt(connection: Connection, { name }: StreamDefinition) {
-  const jsm = await managerOn(connection);
-  const { config, state } = await jsm.streams.info(name, { subjects_filter: scheduleSubjects(name) });
+/** Whether a function has something to release, now or later: always, where only functions do. */
+export async function hasToRelease(
+  connection: Connection,
+  streams: readonly StreamDefinition[],
+  ms: number,
+): Promise<boolean> {
+  const taking = streams.filter(({ schedules }) => schedules);
+  if (taking.some((stream) => !isReleasedByServer(connection, stream))) return true;
+  const notes = taking.map(({ name }) => {
+    const which = { next_by_subj: allNotes(name), seq: 1 };
+    return storedSchedule(connection, schedulesStream, which, ms, "looking for what a function has to release");
+  });
+  return (await Promise.all(notes)).some((note) => note !== undefined);
+}
+
+async function countOnServer(connection: Connection, name: string, ms: number): Promise<number> {
+  const looking = managerOn(connection).then((jsm) =>
+    jsm.streams.info(name, { subjects_filter: scheduleSubjects(name) }),
+  );
+  const { config, state } = await within(ms, "looking at the schedules", looking);
   if (!config.allow_msg_schedules) {
     throw new SortieError(
       "schedule-refused",
       `Stream "${name}" is defined with schedules, but the server's does not allow them. Bring it up to date: npx sortie apply <the module with your app>`,
     );
   }
-  return { stream: name, scheduled: Object.keys(state.subjects ?? {}).length };
+  return Object.keys(state.subjects ?? {}).length;
 }

@@ -1,49 +1,117 @@
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
-import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
+import { serverIsAtLeast } from "../nats/jetstream.ts";
+import type { StoredMessage } from "../nats/stored-message.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
-import { nativeFor, releasesByItself, scheduleHeader } from "./native.ts";
-import { pendingFor, pendingHeaders } from "./pending.ts";
-import { dueAt, type ScheduleOptions } from "./when.ts";
+import { type Published, publish } from "../publish/publish.ts";
+import { isReleasedByServer, nativeFor, nativeOf, replaceNative } from "./native.ts";
+import { memoFor, namelessFor, pendingFor, pendingOf, rememberedMs, scheduleSubject } from "./pending.ts";
+import { occurrenceAfter, type RecurringOptions, recurringOf } from "./recurring.ts";
+import { dueAt, releasedHeaders, tokenOf, type When } from "./when.ts";
 
-/** The server counts nanoseconds in 64 bits; a later time would wrap round and be released at once. */
-const latestMs = Date.parse("2262-04-11T00:00:00Z");
+/** When a message is released, once or time and again. */
+export type ScheduleOptions =
+  | (When & {
+      /** Names the schedule within its stream: scheduling again with the same name replaces it while it has not fired. */
+      id?: string | undefined;
+    })
+  | (RecurringOptions & { id: string; in?: never; at?: never });
 
-/** When a message is released, and what has to be published for that, in this order. */
+/** A message that is ready to be scheduled. */
 export interface Scheduled {
+  /** When it is released, the first time if it comes again. */
   readonly at: Date;
-  readonly messages: readonly Outgoing[];
+  /**
+   * Stores it; answers where, and whether it was there already.
+   * @throws SortieError as `publish` does.
+   */
+  store(ms: number): Promise<Published>;
 }
 
+export type Named = ScheduleOptions & {
+  readonly id: string;
+  /** Whether nobody knows it by its id, so that it is never looked at, replaced or cancelled. */
+  readonly nameless?: boolean;
+  /** Whose definition it is. */
+  readonly owner?: string;
+};
+
 /**
- * Turns a message into what has to be published for it to be released later: by the server where it does
- * that (2.12), else by a function.
+ * Makes a message one that is released later: by the server where it does that (2.12) and the stream has not said otherwise,
+ * else by a function.
  * @throws SortieError `schedule-refused` where the schedule could not survive until it is due, `invalid-option` for a malformed time.
  */
 export function scheduled(
   connection: Connection,
   outgoing: Outgoing,
   stream: StreamDefinition,
-  { id, ...when }: ScheduleOptions & { readonly id: string },
+  { id, nameless = false, owner, ...when }: Named,
   now: number,
 ): Scheduled {
   const what = `A schedule for "${outgoing.subject}"`;
-  const at = dueAt(when, now, what);
   if (!stream.schedules) {
     throw new SortieError("schedule-refused", `${what}: stream "${stream.name}" is defined with \`schedules: false\``);
   }
-  if (at.getTime() > latestMs) {
-    throw new SortieError("schedule-refused", `${what} at ${at.toISOString()}: the server's clock ends in April 2262`);
+  if (comesAgain(when)) {
+    const recurring = recurringOf(when, now, what);
+    const first = occurrenceAfter(recurring, id, now);
+    if (!first) throw new SortieError("invalid-option", `${what}: expected \`until\` to leave time for one at least`);
+    const { planned, due } = first;
+    const again = { ...recurring, planned, owner };
+    const messages = pendingFor(outgoing, { stream: stream.name, id, at: due, recurring: again }, now);
+    return { at: new Date(planned), store: (ms) => all(connection, messages, ms) };
   }
-  const messages = releasesByItself(connection)
-    ? [nativeFor(outgoing, stream, id, at, now, what)]
-    : pendingFor(outgoing, stream.name, id, at, now);
-  return { at, messages };
+  const at = dueAt(when, now, what);
+  const message = {
+    ...outgoing,
+    headers: [...(outgoing.headers ?? []), [releasedHeaders.scheduledFor, `${at.getTime()}`]],
+  } as const;
+  if (isReleasedByServer(connection, stream)) {
+    const schedule = nativeFor(message, stream, id, at, now, what);
+    if (nameless) return { at, store: (ms) => publish(connection, schedule, ms) };
+    const word = wordOfServer(connection, stream.name, id, at.getTime(), now);
+    return {
+      at,
+      async store(ms) {
+        const replacing = replaceNative(connection, schedule, stream.name, ms);
+        const [stored] = await Promise.all([replacing, publish(connection, word, ms)]);
+        return stored;
+      },
+    };
+  }
+  const pending = { stream: stream.name, id, at: at.getTime() };
+  const messages = nameless ? [namelessFor(message, pending, now)] : pendingFor(message, pending, now);
+  return { at, store: (ms) => all(connection, messages, ms) };
 }
 
-/** When a schedule that is stored releases its message. */
-export function releaseTimeOf(schedule: StoredMessage): Date {
-  const native = headerOf(schedule, scheduleHeader)?.replace(/^@at /, "");
-  return new Date(native ?? Number(headerOf(schedule, pendingHeaders.at)));
+function comesAgain(options: When | RecurringOptions): options is RecurringOptions {
+  return ("every" in options && options.every !== undefined) || ("cron" in options && options.cron !== undefined);
+}
+
+/** When a stored schedule is released, and to which subject. */
+export function releaseOf(schedule: StoredMessage): { at: number; target: string } {
+  const native = nativeOf(schedule);
+  return native.target ? native : pendingOf(schedule);
+}
+
+/** Publishes them in one flight, in their order; answers for the first. */
+async function all(connection: Connection, messages: readonly Outgoing[], ms: number): Promise<Published> {
+  const [first] = await Promise.all(messages.map((message) => publish(connection, message, ms)));
+  return first as Published;
+}
+
+/** What tells that the server has the schedule: while that is not due it may be looked at there; then it was released. */
+export function wordOfServer(connection: Connection, stream: string, id: string, at: number, now: number): Outgoing {
+  const forgetAt = Math.max(at, now) + rememberedMs;
+  const subject = scheduleSubject(stream, tokenOf(id));
+  return memoFor(
+    { subject },
+    { id, state: "on-server", at, forgetAt, seconds: secondsUntil(connection, forgetAt, now) },
+  );
+}
+
+/** For how long the server keeps something until then; undefined where it does not take things away by itself. */
+export function secondsUntil(connection: Connection, at: number, now: number): number | undefined {
+  return serverIsAtLeast(connection, "2.11") ? Math.ceil((at - now) / 1_000) : undefined;
 }

@@ -5,36 +5,67 @@ import { assertId } from "../publish/outgoing.ts";
 /** When a message is released: after a while, or at a point in time. */
 export type When = { in: Duration; at?: never } | { at: Date | string; in?: never };
 
-export type ScheduleOptions = When & {
-  /** Names the schedule within its stream: scheduling again with the same name replaces it while it has not fired. */
-  id?: string | undefined;
-};
-
 const rfc3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/i;
+
+const horizonMs = 10 * 366 * 86_400_000;
 
 /** The header that carries a message's id through its release: the server drops `Nats-Msg-Id` there. */
 export const idHeader = "Sortie-Id";
 
-/** The point in time that is meant. Throws `invalid-option` for a malformed one. */
-export function dueAt(when: When, now: number, what: string): Date {
-  if ((when.in === undefined) === (when.at === undefined)) {
-    throw new SortieError("invalid-option", `${what}: expected either \`in\` or \`at\``);
-  }
-  if (typeof when.at === "string" && !rfc3339.test(when.at)) throw malformed(when.at);
-  const at = when.in === undefined ? new Date(when.at) : new Date(now + toMs(when.in, what));
-  if (Number.isNaN(at.getTime())) throw malformed(when.at ?? when.in);
-  return at;
+/** The headers by which a released message tells of its schedule. */
+export const releasedHeaders = {
+  /** When it was planned, in epoch milliseconds; and when it was due, where that is later. */
+  scheduledFor: "Sortie-Scheduled-For",
+  /** The schedule's id, where the message has one of its own. */
+  schedule: "Sortie-Schedule",
+} as const;
 
-  function malformed(got: unknown): SortieError {
-    return new SortieError(
+/**
+ * The point in time that is meant.
+ * @throws SortieError `invalid-option` for a malformed one, `schedule-refused` for one beyond ten years.
+ */
+export function dueAt(when: When, now: number, what: string): Date {
+  assertAlone(when, what);
+  const at = when.in === undefined ? timeOf(when.at, "at", what) : new Date(now + toMs(when.in, what));
+  if (at.getTime() - now <= horizonMs) return at;
+  throw new SortieError("schedule-refused", `${what} at ${at.toISOString()}: expected a time within ten years`);
+}
+
+/** A message is released in one way: what belongs to another one would be left out without a word. */
+export function assertAlone(options: object, what: string): void {
+  const given = Object.entries(options).flatMap(([name, value]) => (value === undefined ? [] : [name]));
+  const [way, ...others] = ["in", "at", "every", "cron"].filter((name) => given.includes(name));
+  if (way === undefined || others.length > 0) {
+    const got = way === undefined ? "none of them" : [way, ...others].join(" and ");
+    throw new SortieError(
       "invalid-option",
-      `${what}: expected \`at\` to be a Date or an RFC 3339 time with its offset, such as "2030-01-01T10:00:00Z", got ${JSON.stringify(got)}`,
+      `${what}: expected one of \`in\`, \`at\`, \`every\` and \`cron\`, got ${got}`,
     );
   }
+  const known = ["every", "cron"].includes(way) ? [way, "timeZone", "until", "catchUp", "overlap", "jitter"] : [way];
+  const unknown = given.filter((name) => !known.includes(name));
+  if (unknown.length > 0)
+    throw new SortieError("invalid-option", `${what}: expected nothing like ${unknown.join(", ")} with \`${way}\``);
+}
+
+/** The point in time that an option names. Throws `invalid-option` for a malformed one. */
+export function timeOf(time: Date | string, option: string, what: string): Date {
+  const isTime = time instanceof Date || (typeof time === "string" && rfc3339.test(time));
+  const date = isTime ? new Date(time) : undefined;
+  if (date && !Number.isNaN(date.getTime())) return date;
+  throw new SortieError(
+    "invalid-option",
+    `${what}: expected \`${option}\` to be a Date or an RFC 3339 time with its offset, such as "2030-01-01T10:00:00Z", got ${JSON.stringify(time)}`,
+  );
 }
 
 /** One subject token for any id, different ids giving different tokens. */
 export function tokenOf(id: string): string {
   assertId(id, "A schedule");
   return encodeURIComponent(id).replace(/[.*!'()~]/g, (char) => `%${char.charCodeAt(0).toString(16).toUpperCase()}`);
+}
+
+/** The id that has this token. */
+export function idOf(token: string): string {
+  return decodeURIComponent(token);
 }

@@ -5,7 +5,6 @@ import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { expect, it } from "vitest";
 import { connect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
-import { publish } from "../../src/publish/publish.ts";
 import { scheduled } from "../../src/schedule/schedule.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
 import { programOf } from "../support/servers.ts";
@@ -36,8 +35,7 @@ it(`${count} schedules are released once each, and never early, by functions tha
       const n = begin + index;
       const outgoing = { stream: "TASKS", subject: "tasks.later", payload: encoder.encode(JSON.stringify({ n })) };
       const options = { id: `task ${n}`, at: new Date(dueAt(n)) };
-      const { messages } = scheduled(connection, outgoing, tasks, options, Date.now());
-      await Promise.all(messages.map((message) => publish(connection, message, 30_000)));
+      await scheduled(connection, outgoing, tasks, options, Date.now()).store(30_000);
     });
     await Promise.all(some);
   }
@@ -60,10 +58,7 @@ it(`${count} schedules are released once each, and never early, by functions tha
     });
   };
   for (let n = 0; n < members; n++) join();
-  const left = async () => {
-    const { state } = await jsm.streams.info("SORTIE_SCHEDULES", { subjects_filter: "sortie.schedules.id.>" });
-    return Object.keys(state.subjects ?? {}).length;
-  };
+  const left = async () => count - (await jsm.streams.info("TASKS")).state.messages;
   const wait = { timeout: overMs + count / 5 + 60_000, interval: 250 };
   try {
     await expect.poll(left, wait).toBe(0);

@@ -60,7 +60,7 @@ describe("defineStream", () => {
       retention: "limits",
       maxAgeMs: 60_000,
       duplicateWindowMs: 60_000,
-      schedules: true,
+      schedules: "server",
     });
     expect(JSON.parse(JSON.stringify(defineStream("DEAD", { captures: ["dead.>"] })))).toMatchObject({
       schedules: false,

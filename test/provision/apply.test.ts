@@ -222,7 +222,7 @@ describe("apply", () => {
       /no stream captures its dead letters at "nowhere"/,
     );
     await system.jsm.streams.add({ name: "ELSEWHERE", subjects: ["nowhere"] });
-    expect(await apply(connection, { streams: [lonely], consumers: [worker] })).toHaveLength(3);
+    expect(await apply(connection, { streams: [lonely], consumers: [worker] })).toHaveLength(4);
   });
 
   it("does not take a failure for a missing stream", async () => {
@@ -233,7 +233,7 @@ describe("apply", () => {
 });
 
 describe("a plan for an older server", () => {
-  const old = { schedules: false, manyFilters: false };
+  const old = { schedules: false, messageTtl: false, manyFilters: false };
 
   it("leaves out what it would silently drop", () => {
     const { config } = planStream(stream("OLD"), undefined, old);
@@ -280,11 +280,12 @@ describe("sortie apply", () => {
       "created stream IMAGES",
       "created stream DEAD",
       "created stream SORTIE_ATTEMPTS",
+      "created stream SORTIE_SCHEDULES",
       "created consumer ORDERS/billing",
       "created consumer ORDERS/reminders",
       "created consumer IMAGES/resizer",
     ]);
-    expect((await sortie(["apply", "functions/orders.ts"])).stdout).toMatch(/^(unchanged .*\n){7}$/);
+    expect((await sortie(["apply", "functions/orders.ts"])).stdout).toMatch(/^(unchanged .*\n){8}$/);
   });
 
   it.each<[string, string[], Record<string, string>, RegExp]>([

@@ -1,0 +1,450 @@
+import { schedulesStream } from "../define/own.ts";
+import type { StreamDefinition } from "../define/stream.ts";
+import { SortieError } from "../errors.ts";
+import type { Connection } from "../nats/connection.ts";
+import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
+import { pause, within } from "../nats/within.ts";
+import { prepare, streamFor } from "../publish/outgoing.ts";
+import { isOutrun, publish } from "../publish/publish.ts";
+import {
+  type Changeable,
+  changeable,
+  nativeFor,
+  nativeOf,
+  nativeSubject,
+  releasesByItself,
+  scheduleSubjects,
+  serverTime,
+} from "./native.ts";
+import {
+  memoFor,
+  noteFor,
+  type Pending,
+  pendingHeaders,
+  pendingOf,
+  rememberedMs,
+  rewritten,
+  scheduleSubject,
+} from "./pending.ts";
+import type { Recurrence } from "./recurrence.ts";
+import { type CatchUp, type Overlap, occurrenceAfter, occurrencesAfter } from "./recurring.ts";
+import { releaseDue } from "./release-due.ts";
+import { type ScheduleOptions, scheduled, secondsUntil, wordOfServer } from "./schedule.ts";
+import { missingStream, storedSchedule } from "./stored-schedule.ts";
+import { idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
+
+/** What is known of a schedule. */
+export interface ScheduleStatus {
+  readonly id: string;
+  readonly stream: string;
+  /** Where its message is released to; left out where it is over. */
+  readonly subject?: string;
+  /** `releasing`: a function, or the server, has taken it up, and nothing stops it any more. */
+  readonly state: "waiting" | "releasing" | "paused" | "released" | "cancelled";
+  /** When it is released next; of one that is over, when it was due. */
+  readonly at: Date;
+  /** Its message's payload. */
+  readonly data?: unknown;
+  /** How it comes again. */
+  readonly recurring?: Recurrence & { readonly catchUp: CatchUp; readonly overlap: Overlap; readonly jitterMs: number };
+  /** The next five times of one that comes again. */
+  readonly next?: readonly Date[];
+}
+
+export interface ListOptions {
+  /** Only of this stream. @default all of the app */
+  readonly stream?: string | undefined;
+  /** Only ids that begin so. */
+  readonly prefix?: string | undefined;
+  /** Only what is released next at this time or later, */
+  readonly from?: Date | undefined;
+  /** and at this one or sooner. */
+  readonly to?: Date | undefined;
+  /** The most of them. @default 50 */
+  readonly limit?: number | undefined;
+  /** Goes on where another page ended: its `next`. */
+  readonly after?: string | undefined;
+}
+
+export interface ScheduleList {
+  /** In the order of their streams and ids. */
+  readonly schedules: readonly ScheduleStatus[];
+  /** Where the next page begins; left out on the last one. A page may be short, or empty, before that. */
+  readonly next?: string;
+}
+
+/** Which of the app's streams a schedule is of, where several have one of its id. */
+export interface Where {
+  readonly stream?: string | undefined;
+}
+
+/** The schedules of an app's streams. Each call throws SortieError, as `publish` does, where the server does not answer. */
+export interface Schedules {
+  /**
+   * Checks a message against the schema of its subject and has it released later.
+   * @throws SortieError `unknown-subject`, `invalid-payload`, `invalid-option` or `schedule-refused`.
+   */
+  schedule(subject: string, data: unknown, options: ScheduleOptions): Promise<{ id: string; stream: string; at: Date }>;
+  /** Undefined for one that there never was, or that was released or cancelled more than seven days ago. */
+  get(id: string, where?: Where): Promise<ScheduleStatus | undefined>;
+  /** Those that wait. What it costs grows with how many do. */
+  list(options?: ListOptions): Promise<ScheduleList>;
+  /**
+   * `cancelled`: it is not released, by this call or an earlier one. `already-fired`: it was released, or nothing stops that
+   * any more. `unknown`: there is none, or it was over more than seven days ago.
+   */
+  cancel(id: string, where?: Where): Promise<"cancelled" | "already-fired" | "unknown">;
+  /** Releases it at once; one that comes again, once more than it would. */
+  fireNow(id: string, where?: Where): Promise<"fired" | "already-fired" | "cancelled" | "unknown">;
+  /** Puts off all times of one that comes again until it is resumed. `unknown` where none of that id does. */
+  pause(id: string, where?: Where): Promise<"paused" | "unknown">;
+  /** Goes on with the next time from now. `unknown` where none of that id comes again. */
+  resume(id: string, where?: Where): Promise<"resumed" | "unknown">;
+}
+
+/** How many are read to fill a page. */
+const readsOfPage = 1_000;
+const readsAtOnce = 100;
+
+/** What waits, or did. */
+interface Found {
+  readonly stream: StreamDefinition;
+  /** What a function releases, or what is remembered of it. */
+  readonly record?: StoredMessage & { readonly pending: Pending };
+  /** What the server releases. */
+  readonly native?: StoredMessage;
+}
+
+/** Looks after the schedules of these streams; each call may take `ms`. */
+export function createSchedules(
+  connection: Connection,
+  streams: readonly StreamDefinition[],
+  { ms = 5_000, now = Date.now }: { readonly ms?: number; now?(): number } = {},
+): Schedules {
+  const taking = streams.filter(({ schedules }) => schedules);
+  const onServer = releasesByItself(connection);
+
+  return {
+    async schedule(subject, data, options) {
+      const outgoing = await prepare(streams, subject, data);
+      const stream = streamFor(streams, subject);
+      const id = options.id ?? crypto.randomUUID();
+      const { at, store } = scheduled(connection, outgoing, stream, { ...options, id }, now());
+      await store(ms);
+      return { id, stream: stream.name, at };
+    },
+    async get(id, where) {
+      const found = await find(id, where, timer());
+      return found && statusOf(found, tokenOf(id));
+    },
+    list,
+    cancel: (id, where) => untilSettled(id, where, cancelOnce),
+    fireNow: (id, where) => untilSettled(id, where, fireOnce),
+    pause: (id, where) => untilSettled(id, where, pauseOnce),
+    resume: (id, where) => untilSettled(id, where, resumeOnce),
+  };
+
+  function timer(): () => number {
+    const deadline = performance.now() + ms;
+    return () => Math.max(1, deadline - performance.now());
+  }
+
+  /** Tries until nobody else has changed it meanwhile. */
+  async function untilSettled<Answer extends string>(
+    id: string,
+    where: Where | undefined,
+    once: (found: Found, leftMs: () => number) => Promise<Answer | undefined>,
+  ): Promise<Answer | "unknown"> {
+    const leftMs = timer();
+    for (;;) {
+      try {
+        const found = await find(id, where, leftMs);
+        if (!found) return "unknown";
+        const answer = await once(found, leftMs);
+        if (answer) return answer;
+        await pause(50, "waiting for a schedule that is being released");
+      } catch (error) {
+        if (!isOutrun(error)) throw error; // someone else was faster: looked at again
+      }
+      if (leftMs() <= 1)
+        throw new SortieError("timed-out", `Schedule "${id}" was being released for all of ${ms} ms: try again`);
+    }
+  }
+
+  async function find(id: string, { stream: wanted }: Where = {}, leftMs: () => number): Promise<Found | undefined> {
+    const token = tokenOf(id);
+    const among = taking.filter(({ name }) => wanted === undefined || name === wanted);
+    if (wanted !== undefined && among.length === 0) throw notTaking(wanted);
+    const found = (await Promise.all(among.map((stream) => read(stream, token, leftMs())))).filter(isThere);
+    const waiting = found.filter((one) => one.native || !isOver(one.record?.pending));
+    const [first, second] = waiting.length > 0 ? waiting : found;
+    if (second && waiting.length > 1) {
+      throw new SortieError(
+        "invalid-option",
+        `Schedule "${id}" is one of stream "${first?.stream.name}" and one of stream "${second.stream.name}": say which stream`,
+      );
+    }
+    return first;
+  }
+
+  function notTaking(name: string): SortieError {
+    const known = taking.map((stream) => stream.name).join(", ");
+    return new SortieError(
+      "invalid-option",
+      `Expected one of the app's streams that take schedules (${known || "there is none"}), got "${name}"`,
+    );
+  }
+
+  /** What there is of it; `released` where the server had it and has it no more. */
+  async function read(stream: StreamDefinition, token: string, left: number): Promise<Found> {
+    const [record, native] = await Promise.all([
+      messageOf(schedulesStream, scheduleSubject(stream.name, token), left),
+      onServer ? messageOf(stream.name, nativeSubject(stream.name, token), left) : undefined,
+    ]);
+    if (!record || native) return { stream, ...(native && { native }) };
+    const pending = pendingOf(record);
+    if (pending.state !== "on-server") return { stream, record: { ...record, pending } };
+    const isDue = pending.planned <= (await serverTime(connection, stream.name, left));
+    const state = isDue ? "released" : "cancelled"; // the server lets go of nothing before it is due
+    return { stream, record: { ...record, pending: { ...pending, state } } };
+  }
+
+  function messageOf(stream: string, subject: string, left: number): Promise<StoredMessage | undefined> {
+    return storedSchedule(connection, stream, { last_by_subj: subject }, left, "reading a schedule");
+  }
+
+  async function cancelOnce({ stream, record, native }: Found, leftMs: () => number) {
+    if (native) {
+      const found = await changeable(connection, stream.name, native.subject, leftMs());
+      if (found === "too-late") return "already-fired";
+      if (!found || !(await remove(stream.name, found, leftMs))) return undefined;
+      const subject = scheduleSubject(stream.name, native.subject.split(".").at(-1) ?? "");
+      await publish(connection, wordOf({ subject }, idOfStored(native), nativeOf(native).at), leftMs());
+      return "cancelled";
+    }
+    const pending = record?.pending;
+    if (!record || !pending) return "unknown" as never;
+    if (pending.state === "cancelled") return "cancelled";
+    if (pending.state === "released") return "already-fired";
+    if (pending.releasing) return pending.recurring ? undefined : "already-fired";
+    await publish(connection, wordOf(record, pending.id, pending.at), leftMs());
+    return "cancelled";
+  }
+
+  /** That it was cancelled. */
+  function wordOf(place: { readonly subject: string; readonly sequence?: number }, id: string, at: number) {
+    const forgetAt = Math.max(at, now()) + rememberedMs;
+    const seconds = secondsUntil(connection, forgetAt, now());
+    return memoFor(place, { id, state: "cancelled", at, forgetAt, seconds });
+  }
+
+  /** False where it is gone by then. */
+  async function remove(stream: string, { schedule, withinMs }: Changeable, leftMs: () => number): Promise<boolean> {
+    const allowed = Math.min(withinMs, leftMs());
+    const what = JSON.stringify({ seq: schedule.sequence, no_erase: true });
+    const asked = connection.request(`$JS.API.STREAM.MSG.DELETE.${stream}`, what, { timeout: allowed });
+    const { success, error } = (await within(allowed, "cancelling a schedule", asked)).json<{
+      success?: boolean;
+      error?: { code: number; err_code?: number; description?: string };
+    }>();
+    if (success) return true;
+    if (error?.err_code === 10043 || error?.err_code === 10057 || error?.err_code === 10037) return false;
+    throw new SortieError("stream-refused", `Stream "${stream}" did not let go of a schedule: ${error?.description}`);
+  }
+
+  async function fireOnce({ stream, record, native }: Found, leftMs: () => number) {
+    if (native) {
+      const found = await changeable(connection, stream.name, native.subject, leftMs());
+      if (found === "too-late") return "already-fired";
+      if (!found) return undefined;
+      const { schedule, withinMs, serverNow } = found;
+      const id = idOfStored(schedule);
+      const headers = schedule.headers.filter(([name]) => !/^nats-/i.test(name) && name !== idHeader);
+      const outgoing = { stream: stream.name, subject: nativeOf(schedule).target, payload: schedule.data, headers };
+      const { headers: all = [], ...sooner } = nativeFor(outgoing, stream, id, new Date(serverNow), serverNow, "");
+      const replacing = {
+        ...sooner,
+        headers: [...all, ["Nats-Expected-Last-Subject-Sequence", `${schedule.sequence}`]] as const,
+      };
+      await publish(connection, replacing, Math.min(withinMs, leftMs()));
+      await publish(connection, wordOfServer(connection, stream.name, id, serverNow, serverNow), leftMs());
+      return "fired";
+    }
+    const pending = record?.pending;
+    if (!record || !pending) return "unknown" as never;
+    if (pending.state === "cancelled") return "cancelled";
+    if (pending.state === "released") return "already-fired";
+    if (pending.recurring) {
+      await publishOnceMore(stream, record, leftMs());
+      return "fired";
+    }
+    if (pending.releasing) return "already-fired";
+    const at = Math.floor(now());
+    await move(stream, record, at, {}, leftMs());
+    const settleBy = now() + leftMs();
+    await releaseDue(connection, stream, { leaveAt: now(), settleBy, now }); // or whoever does so next
+    return "fired";
+  }
+
+  async function publishOnceMore(stream: StreamDefinition, record: StoredMessage & { pending: Pending }, left: number) {
+    const { id, target } = record.pending;
+    const at = Math.floor(now());
+    const own = record.headers.filter(([name]) => !/^(nats-|sortie-(id$|schedule|releasing))/i.test(name));
+    const headers = [
+      ...own,
+      [idHeader, `${id}@${new Date(at).toISOString()}`],
+      [releasedHeaders.schedule, id],
+      [releasedHeaders.scheduledFor, `${at}`],
+    ] as const;
+    await publish(connection, { stream: stream.name, subject: target, payload: record.data, headers }, left);
+  }
+
+  async function pauseOnce({ record }: Found, leftMs: () => number) {
+    const pending = record?.pending;
+    if (!record || !pending?.recurring || isOver(pending)) return "unknown" as const;
+    if (pending.state === "paused") return "paused" as const;
+    if (pending.releasing) return undefined;
+    await publish(connection, rewritten(record, { [pendingHeaders.state]: "paused" }), leftMs());
+    return "paused" as const;
+  }
+
+  async function resumeOnce({ stream, record }: Found, leftMs: () => number) {
+    const pending = record?.pending;
+    if (!record || !pending?.recurring || isOver(pending)) return "unknown" as const;
+    if (pending.state !== "paused") {
+      await publish(connection, noteFor(stream.name, tokenOf(pending.id), pending.at, now()), leftMs());
+      return "resumed" as const; // the note may be what an earlier call has not come to
+    }
+    const next = occurrenceAfter(pending.recurring, pending.id, now());
+    if (!next) {
+      await publish(connection, wordOf(record, pending.id, pending.at), leftMs());
+      return "unknown" as const; // its times passed by meanwhile
+    }
+    const changes = { [pendingHeaders.state]: undefined, [pendingHeaders.planned]: `${next.planned}` };
+    await move(stream, record, next.due, changes, leftMs());
+    return "resumed" as const;
+  }
+
+  /** Has it released at another time, in one flight: who finds the note finds that. */
+  async function move(
+    { name }: StreamDefinition,
+    record: StoredMessage & { readonly pending: Pending },
+    at: number,
+    changes: Readonly<Record<string, string | undefined>>,
+    left: number,
+  ): Promise<void> {
+    const moved = rewritten(record, { ...changes, [pendingHeaders.at]: `${at}` });
+    const note = noteFor(name, tokenOf(record.pending.id), at, now());
+    await Promise.all([moved, note].map((each) => publish(connection, each, left)));
+  }
+
+  async function list({ stream, prefix = "", from, to, limit = 50, after }: ListOptions = {}): Promise<ScheduleList> {
+    if (!Number.isInteger(limit) || limit < 1 || limit > 500)
+      throw new SortieError("invalid-option", `Expected limit to be a whole number from 1 to 500, got ${limit}`);
+    const leftMs = timer();
+    const among = taking.filter(({ name }) => stream === undefined || name === stream);
+    if (stream !== undefined && among.length === 0) throw notTaking(stream);
+    const places = (await Promise.all(among.map((one) => tokensOf(one, leftMs)))).flat();
+    const wanted = places
+      .filter(({ token, key }) => startsWith(token, prefix) && (after === undefined || key > after))
+      .toSorted((a, b) => (a.key < b.key ? -1 : 1));
+    const schedules: ScheduleStatus[] = [];
+    let [read, last] = [0, after];
+    while (read < Math.min(wanted.length, readsOfPage) && schedules.length < limit) {
+      const some = wanted.slice(read, read + Math.min(readsAtOnce, readsOfPage - read));
+      const found = await Promise.all(some.map((one) => lookAt(one.stream, one.token, leftMs)));
+      for (const [at, status] of found.entries()) {
+        if (schedules.length === limit) break;
+        read += 1;
+        last = some[at]?.key;
+        const isWanted = status && !["released", "cancelled"].includes(status.state);
+        if (isWanted && (!from || status.at >= from) && (!to || status.at <= to)) schedules.push(status);
+      }
+    }
+    return { schedules, ...(read < wanted.length && last !== undefined && { next: last }) };
+  }
+
+  async function lookAt(stream: StreamDefinition, token: string, leftMs: () => number) {
+    return statusOf(await read(stream, token, leftMs()), token);
+  }
+
+  /** The tokens of all ids that a stream has schedules of, or remembers; `key` orders them over all streams. */
+  async function tokensOf(stream: StreamDefinition, leftMs: () => number) {
+    const subjects = await Promise.all([
+      subjectsOf(schedulesStream, scheduleSubject(stream.name, "*"), leftMs),
+      onServer ? subjectsOf(stream.name, scheduleSubjects(stream.name), leftMs) : [],
+    ]);
+    const tokens = new Set(subjects.flat().map((subject) => subject.split(".").at(-1) ?? ""));
+    return [...tokens].map((token) => ({ stream, token, key: `${stream.name}.${token}` }));
+  }
+
+  async function subjectsOf(stream: string, filter: string, leftMs: () => number): Promise<string[]> {
+    const all: string[] = [];
+    for (let total = 1; all.length < total; ) {
+      const payload = JSON.stringify({ subjects_filter: filter, offset: all.length });
+      const asked = connection.request(`$JS.API.STREAM.INFO.${stream}`, payload, { timeout: leftMs() });
+      const info = (await within(leftMs(), "listing schedules", asked)).json<{
+        error?: { description: string };
+        total?: number;
+        state?: { subjects?: Record<string, number> };
+      }>();
+      if (info.error) throw missingStream(stream, info.error.description);
+      const some = Object.keys(info.state?.subjects ?? {});
+      if (some.length === 0) break;
+      all.push(...some);
+      total = info.total ?? 0;
+    }
+    return all;
+  }
+
+  function statusOf({ stream: { name: stream }, record, native }: Found, token: string): ScheduleStatus | undefined {
+    const id = idOf(token);
+    if (native) {
+      const { at, target: subject } = nativeOf(native);
+      const state = at <= now() ? "releasing" : "waiting";
+      return { id, stream, subject, state, at: new Date(at), ...payloadOf(native) };
+    }
+    if (!record) return undefined;
+    const { state, at, planned, recurring, target: subject, releasing } = record.pending;
+    if (state === "released" || state === "cancelled") return { id, stream, state, at: new Date(planned) };
+    const isPaused = state === "paused";
+    return {
+      id,
+      stream,
+      subject,
+      state: isPaused ? "paused" : releasing ? "releasing" : "waiting",
+      at: new Date(at),
+      ...payloadOf(record),
+      ...(recurring && {
+        recurring,
+        next: isPaused
+          ? occurrencesAfter(recurring, now(), 5)
+          : [new Date(planned), ...occurrencesAfter(recurring, planned, 4)],
+      }),
+    };
+  }
+}
+
+function isThere({ record, native }: Found): boolean {
+  return record !== undefined || native !== undefined;
+}
+
+function isOver(pending: Pending | undefined): boolean {
+  return pending?.state === "released" || pending?.state === "cancelled";
+}
+
+function idOfStored(schedule: StoredMessage): string {
+  return headerOf(schedule, idHeader) ?? "";
+}
+
+function startsWith(token: string, prefix: string): boolean {
+  return prefix === "" || idOf(token).startsWith(prefix);
+}
+
+function payloadOf({ data }: StoredMessage): { data?: unknown } {
+  try {
+    return { data: JSON.parse(new TextDecoder().decode(data)) };
+  } catch {
+    return {};
+  }
+}

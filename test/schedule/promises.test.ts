@@ -1,0 +1,4 @@
+import { promises } from "./promises.ts";
+
+promises("server", "newest");
+promises("function", "newest");
