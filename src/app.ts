@@ -6,12 +6,17 @@ import { type FanOut, type FanOutOptions, fanOutOf } from "./define/fan-out.ts";
 import type { StreamDefinition, Subjects } from "./define/stream.ts";
 import { covers } from "./define/subject.ts";
 import { SortieError } from "./errors.ts";
+import { assertId } from "./publish/outgoing.ts";
+import type { ScheduleDefinition } from "./schedule/definition.ts";
 
 /** Streams and the handlers of their consumers: what `serve` puts on a platform. */
 export interface App<Stream extends StreamDefinition = StreamDefinition> {
   readonly kind: "app";
   readonly streams: readonly Stream[];
   readonly bindings: readonly Binding[];
+  /** Whose its schedules are. */
+  readonly name?: string;
+  readonly schedules: readonly ScheduleDefinition[];
   /** How far invocations go on in others, for `serve`'s `onMore`. */
   readonly fanOut?: FanOut;
   /**
@@ -43,18 +48,27 @@ export interface App<Stream extends StreamDefinition = StreamDefinition> {
  * export const app = createApp({ streams: [orders] }).on(billing, async (message) => charge(message.data));
  */
 export function createApp<const Streams extends readonly StreamDefinition[]>({
+  name,
   streams,
+  schedules = [],
   fanOut,
 }: {
+  /** Its own among the apps that share a server: whose its `schedules` are. */
+  name?: string;
   streams: Streams;
+  /** What `sortie apply` schedules time and again, and cancels where it is not here any more. Takes a `name`. */
+  schedules?: readonly ScheduleDefinition[];
   /** How far invocations that leave something to do go on in others, by `serve`'s `onMore`. @default not at all */
   fanOut?: FanOutOptions;
 }): App<Streams[number]> {
   const bindings: Binding[] = [];
+  assertSchedules();
   const app: App<Streams[number]> = {
     kind: "app",
     streams,
     bindings,
+    schedules,
+    ...(name !== undefined && { name }),
     ...(fanOut && { fanOut: fanOutOf(fanOut) }),
     on(consumer, handler) {
       return bind({ consumer, handler } as unknown as Binding); // what the filter lets through is what the handler takes
@@ -73,6 +87,27 @@ export function createApp<const Streams extends readonly StreamDefinition[]>({
     },
   };
   return app;
+
+  function assertSchedules(): void {
+    if (name !== undefined) assertId(name, "An app's name");
+    if (schedules.length > 0 && name === undefined) {
+      throw new SortieError(
+        "invalid-definition",
+        `createApp: expected a \`name\` beside \`schedules\`: by it apply knows which schedules were this app's and are no more`,
+      );
+    }
+    for (const [at, { id, stream }] of schedules.entries()) {
+      const what = `Schedule "${id}" of stream "${stream.name}"`;
+      if (!streams.includes(stream)) {
+        throw new SortieError(
+          "invalid-definition",
+          `${what}: expected its stream among the app's; add it to createApp({ streams: [...] })`,
+        );
+      }
+      if (schedules.findIndex((other) => other.id === id && other.stream === stream) !== at)
+        throw new SortieError("invalid-definition", `${what} is defined twice; expected an id of its own for each`);
+    }
+  }
 
   function bind(binding: Binding): App<Streams[number]> {
     const { consumer } = binding;

@@ -1,4 +1,5 @@
 export { type App, createApp } from "./app.ts";
+export { type Client, createClient } from "./client.ts";
 export type {
   BatchContext,
   BatchHandler,
@@ -28,7 +29,16 @@ export {
 export { defineStream, type StreamDefinition, type StreamOptions, type Subjects } from "./define/stream.ts";
 export type { Duration } from "./duration.ts";
 export { type ErrorCode, InvalidPayloadError, type PayloadIssue, SortieError } from "./errors.ts";
+export { type DefinedSchedule, defineSchedule, type ScheduleDefinition } from "./schedule/definition.ts";
 export type { CatchUp, Overlap, RecurringOptions } from "./schedule/recurring.ts";
 export type { ScheduleOptions } from "./schedule/schedule.ts";
+export type {
+  Cancelled,
+  ListOptions,
+  ScheduleList,
+  ScheduleStatus,
+  Schedules,
+  Where,
+} from "./schedule/schedules.ts";
 export type { When } from "./schedule/when.ts";
 export type { Schema } from "./schema.ts";

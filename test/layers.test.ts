@@ -6,7 +6,7 @@ import { expect, test } from "vitest";
 const order = [
   ["errors", "duration", "schema", "define", "nats"],
   ["publish", "schedule", "dead-letter", "consume", "provision"],
-  ["app", "index", "http", "testing", "cli", "adapters"],
+  ["app", "client", "index", "http", "testing", "cli", "adapters"],
 ].flat();
 
 /** Whom an exception allows: nothing is provisioned on the hot path, and a developer's tools are not deployed. */

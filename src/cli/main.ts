@@ -4,6 +4,8 @@ import { type BreakerStatus, readBreaker, resetBreaker, tripBreaker } from "../c
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
 import { type Applied, apply } from "../provision/apply.ts";
+import { createSchedules } from "../schedule/schedules.ts";
+import { lookAfter, type SchedulesOptions } from "./schedules.ts";
 import { session } from "./session.ts";
 
 const program = new Command("sortie").description("NATS JetStream for functions that don't stay up");
@@ -12,7 +14,7 @@ const serverOption = ["--server <url>", "the server's WebSocket URL; login by NA
 
 program
   .command("apply")
-  .description("create or update the streams and consumers of an app on the server")
+  .description("create or update the streams, consumers and schedules of an app on the server")
   .argument("<module>", moduleArgument)
   .option(...serverOption, process.env.NATS_URL)
   .action((file: string, options: { server?: string }) =>
@@ -51,8 +53,27 @@ program
     }),
   );
 
+program
+  .command("schedules")
+  .description("list what waits to be released, look at one schedule, cancel it, or have it fire now")
+  .argument("<module>", moduleArgument)
+  .argument("[id]", "the schedule's")
+  .option("--stream <name>", "of this stream only")
+  .option("--prefix <text>", "only those whose id begins so")
+  .option("--cancel", "it is not released")
+  .option("--fire", "it is released now; one that comes again, once more")
+  .option("--pause", "one that comes again does not until it is resumed")
+  .option("--resume", "it goes on with its next time")
+  .option(...serverOption, process.env.NATS_URL)
+  .action((file: string, id: string | undefined, options: { server?: string } & SchedulesOptions) =>
+    session("schedules", file, options, async (connection, { streams }) => {
+      const schedules = createSchedules(connection, streams, { ms: 10_000 });
+      for (const line of await lookAfter(schedules, id, options)) console.log(line);
+    }),
+  );
+
 function lineOf({ kind, name, action, changes }: Applied): string {
-  const word = { create: "created", update: "updated", none: "unchanged" }[action];
+  const word = { create: "created", update: "updated", none: "unchanged", remove: "removed" }[action];
   return `${word.padEnd(9)}  ${kind.padEnd(8)}  ${name}${changes.map((change) => `\n             ${change}`).join("")}`;
 }
 

@@ -116,9 +116,9 @@ function handle(one: Try, message: Message): Promise<void> | undefined {
   const { binding, delivery, shared } = one;
   const { signal, remaining } = shared.clock;
   const outbox = new Outbox(shared, delivery, message);
-  const { publish, schedule } = outbox;
+  const { publish, schedule, cancel } = outbox;
   try {
-    const handled = binding.handler(message, { publish, schedule, signal, remaining });
+    const handled = binding.handler(message, { publish, schedule, cancel, signal, remaining });
     if (isPromise(handled) || outbox.size > 0) return finish(one, handled, outbox);
   } catch (error) {
     outbox.close();

@@ -206,7 +206,7 @@ async function handle(
   }
 
   /** Each message has an outbox of its own: the ids in it do not depend on what the message is handled with. */
-  function of(message: Message): Pick<HandlerContext, "publish" | "schedule"> {
+  function of(message: Message): Pick<HandlerContext, "publish" | "schedule" | "cancel"> {
     const delivery = deliveries.get(message);
     if (!delivery) throw notOfBatch(message);
     const outbox = outboxes.get(message) ?? new Outbox(shared, delivery, message);

@@ -10,10 +10,10 @@ const none: Failures = new Map();
 
 /** A handler of batches as one of single messages: what is started alone is a batch of one. */
 export function oneByOne(handler: BatchBinding["handler"]): Binding["handler"] {
-  return (message, { publish, schedule, signal, remaining }) => {
+  return (message, { publish, schedule, cancel, signal, remaining }) => {
     const messages = [message];
-    const of = (other: Message): Pick<HandlerContext, "publish" | "schedule"> => {
-      if (other === message) return { publish, schedule };
+    const of = (other: Message): Pick<HandlerContext, "publish" | "schedule" | "cancel"> => {
+      if (other === message) return { publish, schedule, cancel };
       throw notOfBatch(other);
     };
     const result = handler(messages, { signal, remaining, of });

@@ -4,6 +4,7 @@ import type { Message, MessageOf } from "../define/message.ts";
 import type { StreamDefinition, Subjects } from "../define/stream.ts";
 import type { Literal } from "../define/subject.ts";
 import type { ScheduleOptions } from "../schedule/schedule.ts";
+import type { Cancelled, Where } from "../schedule/schedules.ts";
 
 /** The subjects that an app of these streams can publish to. */
 export type PublishableSubject<Stream extends StreamDefinition> =
@@ -34,6 +35,11 @@ export interface HandlerContext<Stream extends StreamDefinition = StreamDefiniti
     data: PayloadFor<Stream, Subject>,
     options: ScheduleOptions,
   ): Promise<void>;
+  /**
+   * Cancels a schedule of the app's streams, at once, whatever becomes of the message: called again it answers the same. What
+   * this handler itself schedules is not there yet.
+   */
+  cancel(id: string, where?: Where): Promise<Cancelled>;
   /** Aborts when the invocation's time is nearly over. */
   readonly signal: AbortSignal;
   /** Milliseconds until `signal` aborts. */
@@ -50,10 +56,10 @@ export type Handler<S extends Subjects, Filter extends string, Stream extends St
 export interface BatchContext<M, Stream extends StreamDefinition = StreamDefinition>
   extends Pick<HandlerContext<Stream>, "signal" | "remaining"> {
   /**
-   * `publish` and `schedule` for one message of the batch: sent when that message has succeeded, before it is acknowledged.
+   * `publish`, `schedule` and `cancel` for one message of the batch: sent when that message has succeeded, before it is acknowledged.
    * @throws SortieError `invalid-option` for what is no message of this batch.
    */
-  of(message: M): Pick<HandlerContext<Stream>, "publish" | "schedule">;
+  of(message: M): Pick<HandlerContext<Stream>, "publish" | "schedule" | "cancel">;
 }
 
 /** What a handler of batches returns where some of its messages failed. */

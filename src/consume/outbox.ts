@@ -4,6 +4,7 @@ import { type Delivery, derivedId } from "../nats/delivery.ts";
 import { assertId, correlationHeader, type Headers, prepare, streamFor } from "../publish/outgoing.ts";
 import { publish } from "../publish/publish.ts";
 import { type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
+import { type Cancelled, createSchedules, type Where } from "../schedule/schedules.ts";
 import type { Circumstances } from "./circumstances.ts";
 
 /** Has one of them stored, within a time. */
@@ -38,7 +39,7 @@ export class Outbox {
     return this.#prepared?.length ?? 0;
   }
 
-  // handlers take these two out of their context
+  // handlers take these out of their context
 
   readonly publish = (subject: string, data: unknown, options?: { id?: string }): Promise<void> =>
     this.#add(subject, async (id, headers) => {
@@ -54,6 +55,13 @@ export class Outbox {
       const named = { ...options, id: options.id ?? id, nameless: options.id === undefined };
       return scheduled(connection, outgoing, streamFor(streams, subject), named, clock.now()).store;
     });
+
+  readonly cancel = async (id: string, where?: Where): Promise<Cancelled> => {
+    if (this.#closed) throw tooLate();
+    const { connection, streams, clock } = this.#shared;
+    const schedules = createSchedules(connection, streams, { ms: clock.remaining(), now: () => clock.now() });
+    return schedules.cancel(id, where);
+  };
 
   /** Publishes everything. Throws the first refusal, of a payload or of the server. */
   async flush(ms: number): Promise<void> {

@@ -8,13 +8,14 @@ import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { managerOn, serverIsAtLeast } from "../nats/jetstream.ts";
 import { releasesByItself } from "../schedule/native.ts";
+import { applySchedules, type OwnedSchedules } from "./apply-schedules.ts";
 import { planConsumer, planStream, type Step, sharedStream } from "./plan.ts";
 
 /** What became of one definition. */
 export interface Applied {
-  readonly kind: "stream" | "consumer";
+  readonly kind: "stream" | "consumer" | "schedule";
   readonly name: string;
-  readonly action: Step<unknown>["action"];
+  readonly action: Step<unknown>["action"] | "remove";
   readonly changes: readonly string[];
 }
 
@@ -24,16 +25,18 @@ export interface Definitions {
   readonly consumers: readonly ConsumerDefinition[];
   /** Where invocations may fan out. */
   readonly fanOut?: FanOut | undefined;
+  /** The schedules that its apps define. */
+  readonly schedules?: readonly OwnedSchedules[];
 }
 
 /**
- * Makes the streams and consumers on the server as they are defined, one after the other, telling `log` of each; running
+ * Makes the streams, consumers and schedules on the server as they are defined, one after the other, telling `log` of each; running
  * it again changes nothing.
  * @throws SortieError `provision-refused`, before anything is changed for that definition.
  */
 export async function apply(
   connection: Connection,
-  { streams, consumers, fanOut }: Definitions,
+  { streams, consumers, fanOut, schedules = [] }: Definitions,
   log: (applied: Applied) => void = () => {},
 ): Promise<Applied[]> {
   const jsm = await managerOn(connection);
@@ -61,6 +64,10 @@ export async function apply(
       await applyConsumer(stream, { name: companionOf(definition), filters: [filter], ackWaitMs, maxAckPending: -1 });
     }
   }
+  for (const owned of schedules)
+    await applySchedules(connection, owned, (action, name, changes = []) =>
+      done({ kind: "schedule", name, action, changes }),
+    );
   return applied;
 
   async function applyStream(

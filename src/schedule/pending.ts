@@ -68,13 +68,15 @@ export interface NewPending {
   readonly stream: string;
   readonly id: string;
   readonly at: number;
-  readonly recurring?: (Recurring & { readonly planned: number; readonly owner?: string | undefined }) | undefined;
+  readonly recurring?:
+    | (Recurring & { readonly planned: number; readonly owner?: string | undefined; readonly isPaused: boolean })
+    | undefined;
 }
 
 /** What is published for a schedule that has an id, in this order: who finds the note finds the schedule. */
 export function pendingFor(outgoing: Outgoing, pending: NewPending, now: number): [schedule: Outgoing, note: Outgoing] {
   const { stream, id, at, recurring } = pending;
-  const { planned, owner, ...how } = recurring ?? {};
+  const { planned, owner, isPaused, ...how } = recurring ?? {};
   const token = tokenOf(id);
   const headers: Headers = [
     [idHeader, id],
@@ -82,6 +84,7 @@ export function pendingFor(outgoing: Outgoing, pending: NewPending, now: number)
     [pendingHeaders.target, outgoing.subject],
     ...(recurring ? ([[pendingHeaders.recurring, JSON.stringify(how)]] as const) : []),
     ...(planned === undefined ? [] : ([[pendingHeaders.planned, `${planned}`]] as const)),
+    ...(isPaused ? ([[pendingHeaders.state, "paused"]] as const) : []),
     ...(owner === undefined ? [] : ([[pendingHeaders.owner, owner]] as const)),
     ...(outgoing.headers ?? []),
   ];

@@ -35,6 +35,8 @@ export type Named = ScheduleOptions & {
   readonly nameless?: boolean;
   /** Whose definition it is. */
   readonly owner?: string;
+  /** Whether it waits until somebody resumes it. */
+  readonly isPaused?: boolean;
 };
 
 /**
@@ -46,7 +48,7 @@ export function scheduled(
   connection: Connection,
   outgoing: Outgoing,
   stream: StreamDefinition,
-  { id, nameless = false, owner, ...when }: Named,
+  { id, nameless = false, owner, isPaused = false, ...when }: Named,
   now: number,
 ): Scheduled {
   const what = `A schedule for "${outgoing.subject}"`;
@@ -58,7 +60,7 @@ export function scheduled(
     const first = occurrenceAfter(recurring, id, now);
     if (!first) throw new SortieError("invalid-option", `${what}: expected \`until\` to leave time for one at least`);
     const { planned, due } = first;
-    const again = { ...recurring, planned, owner };
+    const again = { ...recurring, planned, owner, isPaused };
     const messages = pendingFor(outgoing, { stream: stream.name, id, at: due, recurring: again }, now);
     return { at: new Date(planned), store: (ms) => all(connection, messages, ms) };
   }

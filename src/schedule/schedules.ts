@@ -78,6 +78,12 @@ export interface Where {
   readonly stream?: string | undefined;
 }
 
+/**
+ * `cancelled`: it is not released, by this call or an earlier one. `already-fired`: it was released, or nothing stops that any
+ * more. `unknown`: there is none, or it was over more than seven days ago.
+ */
+export type Cancelled = "cancelled" | "already-fired" | "unknown";
+
 /** The schedules of an app's streams. Each call throws SortieError, as `publish` does, where the server does not answer. */
 export interface Schedules {
   /**
@@ -89,11 +95,7 @@ export interface Schedules {
   get(id: string, where?: Where): Promise<ScheduleStatus | undefined>;
   /** Those that wait. What it costs grows with how many do. */
   list(options?: ListOptions): Promise<ScheduleList>;
-  /**
-   * `cancelled`: it is not released, by this call or an earlier one. `already-fired`: it was released, or nothing stops that
-   * any more. `unknown`: there is none, or it was over more than seven days ago.
-   */
-  cancel(id: string, where?: Where): Promise<"cancelled" | "already-fired" | "unknown">;
+  cancel(id: string, where?: Where): Promise<Cancelled>;
   /** Releases it at once; one that comes again, once more than it would. */
   fireNow(id: string, where?: Where): Promise<"fired" | "already-fired" | "cancelled" | "unknown">;
   /** Puts off all times of one that comes again until it is resumed. `unknown` where none of that id does. */

@@ -1,0 +1,161 @@
+import { schedulesStream } from "../define/own.ts";
+import { defineStream, type StreamDefinition } from "../define/stream.ts";
+import { SortieError } from "../errors.ts";
+import type { Connection } from "../nats/connection.ts";
+import type { StoredMessage } from "../nats/stored-message.ts";
+import { pause } from "../nats/within.ts";
+import { preparePayload } from "../publish/outgoing.ts";
+import { isOutrun, publish } from "../publish/publish.ts";
+import type { ScheduleDefinition } from "../schedule/definition.ts";
+import {
+  expectedLast,
+  type Pending,
+  pendingHeaders,
+  pendingOf,
+  rewritten,
+  scheduleSubject,
+} from "../schedule/pending.ts";
+import { type RecurringOptions, recurringOf } from "../schedule/recurring.ts";
+import { scheduled } from "../schedule/schedule.ts";
+import { createSchedules } from "../schedule/schedules.ts";
+import { storedSchedule } from "../schedule/stored-schedule.ts";
+import { timeOf, tokenOf } from "../schedule/when.ts";
+
+/** The schedules that an app defines. */
+export interface OwnedSchedules {
+  /** The app's name: what of it is not among `schedules` any more is cancelled. */
+  readonly owner: string;
+  readonly schedules: readonly ScheduleDefinition[];
+}
+
+/** What became of one definition. */
+type Told = (action: "create" | "update" | "none" | "remove", name: string, changes?: readonly string[]) => void;
+
+const stepMs = 5_000;
+
+/** How long one that is being released is waited for. */
+const longestMs = 20_000;
+
+/** Makes an app's schedules on the server as they are defined. */
+export async function applySchedules(connection: Connection, { owner, schedules }: OwnedSchedules, told: Told) {
+  const registry = `sortie.schedules.defined.${tokenOf(owner)}`;
+  const keyOf = (stream: string, id: string) => `${stream}/${id}`;
+  const stored = await storedSchedule(
+    connection,
+    schedulesStream,
+    { last_by_subj: registry },
+    stepMs,
+    "reading what is defined",
+  );
+  const before = stored ? (JSON.parse(new TextDecoder().decode(stored.data)) as { stream: string; id: string }[]) : [];
+  const wanted = schedules.map(({ stream, id }) => ({ stream: stream.name, id }));
+  const gone = before.filter(
+    (one) => !wanted.some(({ stream, id }) => keyOf(stream, id) === keyOf(one.stream, one.id)),
+  );
+  if (before.length + wanted.length === 0) return;
+  const register = async (what: readonly object[], expected: number) => {
+    const payload = new TextEncoder().encode(JSON.stringify(what));
+    const headers = [[expectedLast, `${expected}`]] as const;
+    return (await publish(connection, { subject: registry, payload, headers }, stepMs)).sequence;
+  };
+  // known before it is made: what is made and not known would never be removed
+  const isNews = JSON.stringify(before) !== JSON.stringify(wanted);
+  const revision = isNews ? await register([...gone, ...wanted], stored?.sequence ?? 0) : 0;
+  for (const definition of schedules) {
+    const name = keyOf(definition.stream.name, definition.id);
+    told(
+      ...(await untilDone(name, () => applyOne(connection, owner, definition)).then(
+        ([action, changes]) => [action, name, changes] as const,
+      )),
+    );
+  }
+  for (const { stream, id } of gone) {
+    const among: StreamDefinition = defineStream(stream, { captures: [stream], schedules: "function" }); // of whatever app
+    await createSchedules(connection, [among], { ms: longestMs }).cancel(id);
+    told("remove", keyOf(stream, id));
+  }
+  if (isNews) await register(wanted, revision);
+}
+
+/** Again where somebody else has written meanwhile. */
+async function untilDone<T>(name: string, once: () => Promise<T | undefined>): Promise<T> {
+  for (const giveUpAt = Date.now() + longestMs; Date.now() < giveUpAt; ) {
+    try {
+      const done = await once();
+      if (done) return done;
+    } catch (error) {
+      if (!isOutrun(error)) throw error;
+    }
+    await pause(200, "waiting for a schedule that is being released");
+  }
+  throw new SortieError("timed-out", `Schedule ${name} was being released for ${longestMs / 1_000} s: apply again`);
+}
+
+async function applyOne(
+  connection: Connection,
+  owner: string,
+  { stream, id, subject, payload, recurring: options }: ScheduleDefinition,
+): Promise<["create" | "update" | "none", string[]] | undefined> {
+  const now = Date.now();
+  const what = `Schedule "${id}" of stream "${stream.name}"`;
+  const outgoing = await preparePayload([stream], subject, payload);
+  const place = { last_by_subj: scheduleSubject(stream.name, tokenOf(id)) };
+  const stored = await storedSchedule(connection, schedulesStream, place, stepMs, "reading a schedule");
+  const pending = stored && pendingOf(stored);
+  const waits = pending && (!pending.state || pending.state === "paused") ? pending : undefined;
+  const hasEnded = options.until !== undefined && timeOf(options.until, "until", what).getTime() <= now;
+  if (hasEnded && !waits) return ["none", []];
+  if (waits && waits.owner !== owner) {
+    const whose = waits.owner === undefined ? "was not made by a definition" : `belongs to app "${waits.owner}"`;
+    throw new SortieError(
+      "provision-refused",
+      `${what} is there already and ${whose}: give this one another id, or cancel that one first`,
+    );
+  }
+  if (waits?.releasing) return undefined;
+  if (!stored || !waits) {
+    await scheduled(connection, outgoing, stream, { ...options, id, owner }, now).store(stepMs);
+    return ["create", []];
+  }
+  const changes = changesOf(stored, waits, outgoing, options, what);
+  if (changes.length === 0) return ["none", []];
+  const isSameTime = !changes.includes("times");
+  if (isSameTime) {
+    // its next time stays as it is: a message that changes with each deploy comes all the same
+    const { catchUp, overlap, jitterMs } = recurringOf({ ...options, until: undefined } as RecurringOptions, now, what);
+    const recurring = { ...waits.recurring, catchUp, overlap, jitterMs };
+    const changed = rewritten(stored, {
+      [pendingHeaders.target]: subject,
+      [pendingHeaders.recurring]: JSON.stringify(recurring),
+    });
+    await publish(connection, { ...changed, payload }, stepMs);
+    return ["update", changes];
+  }
+  const isPaused = waits.state === "paused"; // which is for whoever paused it to end
+  await scheduled(connection, outgoing, stream, { ...options, id, owner, isPaused }, now).store(stepMs);
+  return ["update", changes];
+}
+
+function changesOf(
+  stored: StoredMessage,
+  { target, recurring }: Pending,
+  outgoing: { subject: string; payload: Uint8Array },
+  options: RecurringOptions,
+  what: string,
+): string[] {
+  const { until, ...endless } = options;
+  const wanted = recurringOf(endless as RecurringOptions, 0, what);
+  const end = until === undefined ? undefined : timeOf(until, "until", what).getTime();
+  const times = (one: object | undefined, end: number | undefined) => {
+    const { everyMs, cron, timeZone } = (one ?? {}) as { everyMs?: number; cron?: string; timeZone?: string };
+    return JSON.stringify([everyMs, cron, timeZone, end]);
+  };
+  const rest = (one: Pick<typeof wanted, "catchUp" | "overlap" | "jitterMs"> | undefined) =>
+    JSON.stringify([one?.catchUp, one?.overlap, one?.jitterMs]);
+  return [
+    ...(times(recurring, recurring?.until) === times(wanted, end) ? [] : ["times"]),
+    ...(rest(recurring) === rest(wanted) ? [] : ["catchUp, overlap or jitter"]),
+    ...(target === outgoing.subject ? [] : [`subject: ${target} → ${outgoing.subject}`]),
+    ...(`${stored.data}` === `${outgoing.payload}` ? [] : ["data"]),
+  ];
+}
