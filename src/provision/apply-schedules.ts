@@ -28,8 +28,10 @@ export interface OwnedSchedules {
   readonly schedules: readonly ScheduleDefinition[];
 }
 
+type Action = "create" | "update" | "none" | "remove";
+
 /** What became of one definition. */
-type Told = (action: "create" | "update" | "none" | "remove", name: string, changes?: readonly string[]) => void;
+type Told = (action: Action, name: string, changes?: readonly string[]) => void;
 
 const stepMs = 5_000;
 
@@ -70,11 +72,18 @@ export async function applySchedules(connection: Connection, { owner, schedules 
     );
   }
   for (const { stream, id } of gone) {
+    const left = await recordOf(connection, stream, id);
+    if (left && pendingOf(left).owner !== owner) continue; // somebody else's by now, or all the time
     const among: StreamDefinition = defineStream(stream, { captures: [stream], schedules: "function" }); // of whatever app
     await createSchedules(connection, [among], { ms: longestMs }).cancel(id);
     told("remove", keyOf(stream, id));
   }
   if (isNews) await register(wanted, revision);
+}
+
+function recordOf(connection: Connection, stream: string, id: string): Promise<StoredMessage | undefined> {
+  const place = { last_by_subj: scheduleSubject(stream, tokenOf(id)) };
+  return storedSchedule(connection, schedulesStream, place, stepMs, "reading a schedule");
 }
 
 /** Again where somebody else has written meanwhile. */
@@ -95,18 +104,20 @@ async function applyOne(
   connection: Connection,
   owner: string,
   { stream, id, subject, payload, recurring: options }: ScheduleDefinition,
-): Promise<["create" | "update" | "none", string[]] | undefined> {
+): Promise<[Action, string[]] | undefined> {
   const now = Date.now();
   const what = `Schedule "${id}" of stream "${stream.name}"`;
   const outgoing = await preparePayload([stream], subject, payload);
-  const place = { last_by_subj: scheduleSubject(stream.name, tokenOf(id)) };
-  const stored = await storedSchedule(connection, schedulesStream, place, stepMs, "reading a schedule");
+  const stored = await recordOf(connection, stream.name, id);
   const pending = stored && pendingOf(stored);
   const waits = pending && (!pending.state || pending.state === "paused") ? pending : undefined;
   const hasEnded = options.until !== undefined && timeOf(options.until, "until", what).getTime() <= now;
   if (hasEnded && !waits) return ["none", []];
-  if (waits && waits.owner !== owner) {
-    const whose = waits.owner === undefined ? "was not made by a definition" : `belongs to app "${waits.owner}"`;
+  const isOnServer =
+    pending?.state === "on-server" &&
+    (await createSchedules(connection, [stream], { ms: stepMs }).get(id))?.state === "waiting";
+  if (isOnServer || (waits && waits.owner !== owner)) {
+    const whose = waits?.owner === undefined ? "was not made by a definition" : `belongs to app "${waits.owner}"`;
     throw new SortieError(
       "provision-refused",
       `${what} is there already and ${whose}: give this one another id, or cancel that one first`,
@@ -119,6 +130,10 @@ async function applyOne(
   }
   const changes = changesOf(stored, waits, outgoing, options, what);
   if (changes.length === 0) return ["none", []];
+  if (hasEnded && changes.includes("times")) {
+    await createSchedules(connection, [stream], { ms: longestMs }).cancel(id);
+    return ["remove", ["until has passed"]];
+  }
   const isSameTime = !changes.includes("times");
   if (isSameTime) {
     // its next time stays as it is: a message that changes with each deploy comes all the same

@@ -137,3 +137,22 @@ export async function serverTime(connection: Connection, stream: string, ms: num
   if (ts !== undefined && !error) return Date.parse(ts);
   throw missingStream(stream, error?.description);
 }
+
+/** Takes away what can still be changed; false where it is gone by then. */
+export async function removeNative(
+  connection: Connection,
+  stream: string,
+  { schedule, withinMs }: Changeable,
+  ms: number,
+): Promise<boolean> {
+  const allowed = Math.min(withinMs, ms);
+  const what = JSON.stringify({ seq: schedule.sequence, no_erase: true });
+  const asked = connection.request(`$JS.API.STREAM.MSG.DELETE.${stream}`, what, { timeout: allowed });
+  const { success, error } = (await within(allowed, "removing a schedule", asked)).json<{
+    success?: boolean;
+    error?: { code: number; err_code?: number; description?: string };
+  }>();
+  if (success) return true;
+  if (error?.err_code === 10043 || error?.err_code === 10057 || error?.err_code === 10037) return false;
+  throw new SortieError("stream-refused", `Stream "${stream}" did not let go of a schedule: ${error?.description}`);
+}

@@ -169,7 +169,8 @@ export async function releaseDue(
         const claimed = await Promise.all(some.map(claim));
         for (const one of claimed) if (one) fire(one);
       } else if (now() < leaveAt) await rest();
-      else if (underWay.size > 0) await Promise.all(underWay); // what comes again may be due at once
+      else if (underWay.size > 0)
+        await Promise.all(underWay); // what comes again may be due at once
       else return;
     }
   }

@@ -5,7 +5,15 @@ import { serverIsAtLeast } from "../nats/jetstream.ts";
 import type { StoredMessage } from "../nats/stored-message.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
 import { type Published, publish } from "../publish/publish.ts";
-import { isReleasedByServer, nativeFor, nativeOf, replaceNative } from "./native.ts";
+import {
+  changeable,
+  isReleasedByServer,
+  nativeFor,
+  nativeOf,
+  nativeSubject,
+  removeNative,
+  replaceNative,
+} from "./native.ts";
 import { memoFor, namelessFor, pendingFor, pendingOf, rememberedMs, scheduleSubject } from "./pending.ts";
 import { occurrenceAfter, type RecurringOptions, recurringOf } from "./recurring.ts";
 import { dueAt, releasedHeaders, tokenOf, type When } from "./when.ts";
@@ -62,7 +70,14 @@ export function scheduled(
     const { planned, due } = first;
     const again = { ...recurring, planned, owner, isPaused };
     const messages = pendingFor(outgoing, { stream: stream.name, id, at: due, recurring: again }, now);
-    return { at: new Date(planned), store: (ms) => all(connection, messages, ms) };
+    return {
+      at: new Date(planned),
+      async store(ms) {
+        const stored = await all(connection, messages, ms);
+        if (isReleasedByServer(connection, stream)) await replaceOnServer(connection, stream.name, id, ms);
+        return stored;
+      },
+    };
   }
   const at = dueAt(when, now, what);
   const message = {
@@ -101,6 +116,12 @@ export function releaseOf(schedule: StoredMessage): { at: number; target: string
 async function all(connection: Connection, messages: readonly Outgoing[], ms: number): Promise<Published> {
   const [first] = await Promise.all(messages.map((message) => publish(connection, message, ms)));
   return first as Published;
+}
+
+/** What comes again is a function's: the server is not to release what had its id before. */
+async function replaceOnServer(connection: Connection, stream: string, id: string, ms: number): Promise<void> {
+  const found = await changeable(connection, stream, nativeSubject(stream, tokenOf(id)), ms);
+  if (found && found !== "too-late") await removeNative(connection, stream, found, ms);
 }
 
 /** What tells that the server has the schedule: while that is not due it may be looked at there; then it was released. */

@@ -7,12 +7,12 @@ import { pause, within } from "../nats/within.ts";
 import { prepare, streamFor } from "../publish/outgoing.ts";
 import { isOutrun, publish } from "../publish/publish.ts";
 import {
-  type Changeable,
   changeable,
   nativeFor,
   nativeOf,
   nativeSubject,
   releasesByItself,
+  removeNative,
   scheduleSubjects,
   serverTime,
 } from "./native.ts";
@@ -219,7 +219,7 @@ export function createSchedules(
     if (native) {
       const found = await changeable(connection, stream.name, native.subject, leftMs());
       if (found === "too-late") return "already-fired";
-      if (!found || !(await remove(stream.name, found, leftMs))) return undefined;
+      if (!found || !(await removeNative(connection, stream.name, found, leftMs()))) return undefined;
       const subject = scheduleSubject(stream.name, native.subject.split(".").at(-1) ?? "");
       await publish(connection, wordOf({ subject }, idOfStored(native), nativeOf(native).at), leftMs());
       return "cancelled";
@@ -238,20 +238,6 @@ export function createSchedules(
     const forgetAt = Math.max(at, now()) + rememberedMs;
     const seconds = secondsUntil(connection, forgetAt, now());
     return memoFor(place, { id, state: "cancelled", at, forgetAt, seconds });
-  }
-
-  /** False where it is gone by then. */
-  async function remove(stream: string, { schedule, withinMs }: Changeable, leftMs: () => number): Promise<boolean> {
-    const allowed = Math.min(withinMs, leftMs());
-    const what = JSON.stringify({ seq: schedule.sequence, no_erase: true });
-    const asked = connection.request(`$JS.API.STREAM.MSG.DELETE.${stream}`, what, { timeout: allowed });
-    const { success, error } = (await within(allowed, "cancelling a schedule", asked)).json<{
-      success?: boolean;
-      error?: { code: number; err_code?: number; description?: string };
-    }>();
-    if (success) return true;
-    if (error?.err_code === 10043 || error?.err_code === 10057 || error?.err_code === 10037) return false;
-    throw new SortieError("stream-refused", `Stream "${stream}" did not let go of a schedule: ${error?.description}`);
   }
 
   async function fireOnce({ stream, record, native }: Found, leftMs: () => number) {

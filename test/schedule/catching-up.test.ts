@@ -30,10 +30,10 @@ async function start(handle: () => void = () => {}) {
   return { built, system: await startSystem(app) };
 }
 
-async function schedule(system: System, options: ScheduleOptions, now: number): Promise<void> {
+async function schedule(system: System, options: ScheduleOptions & { id: string }, now: number): Promise<void> {
   const connection = await system.connect();
   const outgoing = await prepare([reports], "reports.build", { kind: "hourly" });
-  await scheduled(connection, outgoing, reports, { id: "hourly", ...options }, now).store(5_000);
+  await scheduled(connection, outgoing, reports, options, now).store(5_000);
   await connection.close();
 }
 

@@ -1,0 +1,177 @@
+import { execFile } from "node:child_process";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import * as z from "zod";
+import { type App, createApp, defineSchedule, defineStream, type ScheduleDefinition } from "../../src/index.ts";
+import { type Connection, disconnect } from "../../src/nats/connection.ts";
+import { type Applied, apply } from "../../src/provision/apply.ts";
+import { createSchedules, type Schedules } from "../../src/schedule/schedules.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+const reports = defineStream("REPORTS", {
+  subjects: { "reports.build": z.object({ kind: z.enum(["daily", "weekly"]) }), "reports.send": z.string() },
+});
+
+let system: System;
+let connection: Connection;
+let schedules: Schedules;
+beforeAll(async () => {
+  system = await startSystem(createApp({ streams: [reports] }));
+  connection = await system.connect();
+  schedules = createSchedules(connection, [reports]);
+});
+afterAll(async () => {
+  disconnect(connection);
+  await system[Symbol.asyncDispose]();
+});
+
+async function deploy(name: string, ...defined: ScheduleDefinition<typeof reports>[]): Promise<string[]> {
+  const app: App = createApp({ name, streams: [reports], schedules: defined });
+  const owned = { owner: name, schedules: app.schedules };
+  const applied = await apply(connection, { streams: app.streams, consumers: [], schedules: [owned] });
+  return applied
+    .filter(({ kind }: Applied) => kind === "schedule")
+    .map(({ action, name, changes }) => [action, name, ...changes].join(" "));
+}
+
+const daily = (changed: { kind?: "daily" | "weekly"; every?: "1d" | "2d"; until?: Date } = {}) => {
+  const { kind = "daily", every = "1d", until } = changed;
+  return defineSchedule(reports, "daily", { subject: "reports.build", data: { kind }, every, ...(until && { until }) });
+};
+const sending = defineSchedule(reports, "sending", {
+  subject: "reports.send",
+  data: "hello",
+  cron: "0 9 * * MON-FRI",
+  timeZone: "Europe/Berlin",
+});
+
+describe("a schedule that an app defines", () => {
+  it("is made, left alone, changed without losing its next time, and removed with its definition", async () => {
+    expect(await deploy("shop", daily(), sending)).toEqual(["create REPORTS/daily", "create REPORTS/sending"]);
+    expect(await deploy("shop", daily(), sending)).toEqual(["none REPORTS/daily", "none REPORTS/sending"]);
+    const before = await schedules.get("daily");
+    expect(await deploy("shop", daily({ kind: "weekly" }), sending)).toEqual([
+      "update REPORTS/daily data",
+      "none REPORTS/sending",
+    ]);
+    expect(await schedules.get("daily")).toEqual({ ...before, data: { kind: "weekly" } });
+    expect(await deploy("shop", daily({ kind: "weekly", every: "2d" }), sending)).toContain(
+      "update REPORTS/daily times",
+    );
+    expect((await schedules.get("daily"))?.at.getTime()).toBeGreaterThan(Date.now() + 1.9 * 86_400_000);
+    expect(await deploy("shop", sending)).toEqual(["none REPORTS/sending", "remove REPORTS/daily"]);
+    expect(await schedules.get("daily")).toMatchObject({ state: "cancelled" });
+    expect(await deploy("shop")).toEqual(["remove REPORTS/sending"]);
+    expect(await deploy("shop")).toEqual([]);
+  });
+
+  it("is another app's to remove, and stays paused through a deploy", async () => {
+    expect(await deploy("one", daily())).toEqual(["create REPORTS/daily"]);
+    expect(await deploy("two", sending)).toEqual(["create REPORTS/sending"]);
+    await expect(deploy("two", sending, daily())).rejects.toThrow(
+      /Schedule "daily" of stream "REPORTS" is there already and belongs to app "one"/,
+    );
+    expect(await deploy("two")).toEqual(["remove REPORTS/sending"]);
+    expect(await schedules.get("daily")).toMatchObject({ state: "waiting" });
+    await schedules.pause("daily");
+    expect(await deploy("one", daily({ every: "2d" }))).toEqual(["update REPORTS/daily times"]);
+    expect(await schedules.get("daily")).toMatchObject({ state: "paused" });
+    await schedules.cancel("daily");
+    expect(await deploy("one", daily())).toEqual(["create REPORTS/daily"]);
+    expect(await deploy("one", daily({ until: new Date(Date.now() - 1_000) }))).toEqual([
+      "remove REPORTS/daily until has passed",
+    ]);
+    expect(await deploy("one")).toEqual([]);
+  });
+
+  it("of an id that somebody has scheduled otherwise is refused", async () => {
+    await schedules.schedule("reports.build", { kind: "daily" }, { in: "1h", id: "taken" });
+    const taking = defineSchedule(reports, "taken", { subject: "reports.send", data: "x", every: "1h" });
+    await expect(deploy("taking", taking)).rejects.toThrow(/is there already and was not made by a definition/);
+  });
+
+  it("that its subject's schema does not let through is refused", async () => {
+    const wrong = defineSchedule(reports, "wrong", {
+      subject: "reports.build",
+      data: { kind: "hourly" as "daily" },
+      every: "1h",
+    });
+    await expect(deploy("wrong", wrong)).rejects.toThrow(/does not fit the schema of "reports.build": kind/);
+  });
+
+  it.each([
+    [
+      { subject: "reports.*", data: "x", every: "1h" },
+      /expected a subject without wildcards that its stream has a schema/,
+    ],
+    [{ subject: "reports.none", data: "x", every: "1h" }, /expected a subject .* got "reports.none"/],
+    [{ subject: "reports.send", data: "x" }, /expected one of `in`, `at`, `every` and `cron`, got none of them/],
+    [{ subject: "reports.send", data: "x", cron: "61 * * * *" }, /expected `cron` to be/],
+    [
+      { subject: "reports.send", data: "x", cron: "* * * * *", timeZone: "Mars" },
+      /expected `timeZone` to be an IANA name/,
+    ],
+    [{ subject: "reports.send", data: 1n, every: "1h" }, /cannot be written as JSON/],
+  ])("is refused when it is defined: %o", (options, error) => {
+    expect(() => defineSchedule(reports, "bad", options as never)).toThrow(error);
+  });
+
+  it("belongs to an app with a name, of its streams, and once", () => {
+    expect(() => createApp({ streams: [reports], schedules: [sending] })).toThrow(
+      /expected a `name` beside `schedules`/,
+    );
+    expect(() => createApp({ name: "a", streams: [], schedules: [sending] })).toThrow(
+      /expected its stream among the app's/,
+    );
+    expect(() => createApp({ name: "a", streams: [reports], schedules: [sending, sending] })).toThrow(
+      /is defined twice/,
+    );
+  });
+});
+
+describe("sortie schedules", () => {
+  it("lists, shows, fires, pauses, resumes and cancels, or says what it needs to know", {
+    timeout: 60_000,
+  }, async () => {
+    const folder = await mkdtemp(join(tmpdir(), "sortie-cli-"));
+    const root = (path: string) => fileURLToPath(new URL(`../../${path}`, import.meta.url));
+    const file = join(folder, "app.ts");
+    await writeFile(
+      file,
+      `import { createApp, defineSchedule, defineStream } from ${JSON.stringify(root("dist/index.js"))};
+       const any = { "~standard": { version: 1, vendor: "none", validate: (value: unknown) => ({ value }) } } as const;
+       const stream = defineStream("CLI", { subjects: { "cli.a": any } });
+       const often = defineSchedule(stream, "often", { subject: "cli.a", data: { n: 1 }, every: "1h" });
+       export const app = createApp({ name: "cli", streams: [stream], schedules: [often] });`,
+    );
+    const sortie = async (command: string, ...args: string[]) => {
+      const env = { ...process.env, NATS_URL: system.server.url };
+      const run = promisify(execFile)(process.execPath, [root("dist/cli/main.js"), command, file, ...args], { env });
+      const { stdout, stderr } = await run.catch((failed: { stdout: string; stderr: string }) => failed);
+      return stdout + stderr;
+    };
+    expect(await sortie("apply")).toMatch(/created {4}schedule {2}CLI\/often\n$/);
+    expect(await sortie("schedules")).toMatch(/^\S+Z {2}waiting {4}CLI\/often {2}→ cli.a {2}every 3600 s\n$/);
+    expect(await sortie("schedules", "often")).toMatch(
+      /^waiting {2}CLI\/often.*\n {2}to cli.a: {"n":1}\n( {2}next \S+Z\n){5}$/,
+    );
+    expect(await sortie("schedules", "often", "--fire")).toBe("fired  often\n");
+    expect((await system.jsm.streams.info("CLI")).state.messages).toBe(1);
+    expect(await sortie("schedules", "often", "--pause")).toBe("paused  often\n");
+    expect(await sortie("schedules", "--prefix", "of")).toMatch(/ paused {5}CLI\/often/);
+    expect(await sortie("schedules", "often", "--resume")).toBe("resumed  often\n");
+    expect(await sortie("schedules", "often", "--cancel")).toBe("cancelled  often\n");
+    expect(await sortie("schedules")).toBe("nothing waits\n");
+    expect(await sortie("schedules", "nope")).toBe('There is no schedule "nope"\n');
+    expect(await sortie("schedules", "--cancel")).toMatch(
+      /^Expected an id and one of .*, got --cancel without an id\n$/,
+    );
+    expect(await sortie("schedules", "often", "--cancel", "--fire")).toMatch(/got --cancel and --fire\n$/);
+    expect(await sortie("schedules", "--stream", "NOPE")).toMatch(/Expected one of .* \(CLI\), got "NOPE"\n$/);
+    await rm(folder, { recursive: true });
+  });
+});
