@@ -29,9 +29,9 @@ import {
 import type { Recurrence } from "./recurrence.ts";
 import { type CatchUp, type Overlap, occurrenceAfter, occurrencesAfter } from "./recurring.ts";
 import { releaseDue } from "./release-due.ts";
-import { type ScheduleOptions, scheduled, secondsUntil, wordOfServer } from "./schedule.ts";
+import { type Named, type ScheduleOptions, scheduled, secondsUntil, wordOfServer } from "./schedule.ts";
 import { missingStream, storedSchedule } from "./stored-schedule.ts";
-import { idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
+import { assertAlone, idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
 
 /** What is known of a schedule. */
 export interface ScheduleStatus {
@@ -130,8 +130,9 @@ export function createSchedules(
     async schedule(subject, data, options) {
       const outgoing = await prepare(streams, subject, data);
       const stream = streamFor(streams, subject);
-      const id = options.id ?? crypto.randomUUID();
-      const { at, store } = scheduled(connection, outgoing, stream, { ...options, id }, now());
+      const { id = crypto.randomUUID(), ...when } = options;
+      assertAlone(when, `A schedule for "${subject}"`); // over HTTP anything may come
+      const { at, store } = scheduled(connection, outgoing, stream, { ...when, id } as Named, now());
       await store(ms);
       return { id, stream: stream.name, at };
     },

@@ -1,0 +1,164 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import * as z from "zod";
+import { createHttp } from "../../src/http/http.ts";
+import { createApp, defineStream } from "../../src/index.ts";
+import { connect } from "../../src/nats/connection.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+const orders = defineStream("ORDERS", {
+  subjects: { "orders.reminder": z.object({ orderId: z.string() }), "notes.*": z.string() },
+});
+const images = defineStream("IMAGES", { subjects: { "images.resize": z.string() }, schedules: "function" });
+const app = createApp({ streams: [orders, images] });
+
+let system: System;
+beforeAll(async () => {
+  system = await startSystem(app);
+});
+afterAll(() => system[Symbol.asyncDispose]());
+
+async function ask(method: string, path: string, body?: unknown, token = "s3cret") {
+  const http = createHttp(app, {
+    connect: (_c, ms) => connect({ url: system.server.url }, ms),
+    tokens: () => ({ publish: "other", schedules: "s3cret" }),
+  });
+  const response = await http.request(path, {
+    method,
+    headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
+    ...(body !== undefined && { body: typeof body === "string" ? body : JSON.stringify(body) }),
+  });
+  return { status: response.status, answer: (await response.json()) as Record<string, unknown> };
+}
+
+const reminder = (options: object) => ({ subject: "orders.reminder", data: { orderId: "1" }, ...options });
+const problem = (type: string, detail: RegExp = /./) => ({
+  type: `urn:sortie:problem:${type}`,
+  detail: expect.stringMatching(detail),
+});
+
+describe("/schedules", () => {
+  it("makes one, shows it, lists it, cancels it, and says so again", async () => {
+    const made = await ask("POST", "/schedules", reminder({ id: "of order/1", in: "1h" }));
+    const schedule = { id: "of order/1", stream: "ORDERS", at: expect.stringMatching(/Z$/) };
+    expect(made).toEqual({ status: 201, answer: { schedule } });
+    const path = `/schedules/${encodeURIComponent("of order/1")}`;
+    const shown = { ...schedule, subject: "orders.reminder", state: "waiting", data: { orderId: "1" } };
+    expect(await ask("GET", path)).toEqual({ status: 200, answer: { schedule: shown } });
+    expect(await ask("GET", "/schedules?prefix=of")).toEqual({ status: 200, answer: { schedules: [shown] } });
+    const before = new Date(Date.now() + 60_000).toISOString();
+    expect(await ask("GET", `/schedules?to=${before}`)).toEqual({ status: 200, answer: { schedules: [] } });
+    const cancelled = { status: 200, answer: { id: "of order/1", result: "cancelled" } };
+    expect(await ask("DELETE", path)).toEqual(cancelled);
+    expect(await ask("DELETE", path)).toEqual(cancelled);
+    expect(await ask("GET", path)).toMatchObject({ status: 200, answer: { schedule: { state: "cancelled" } } });
+  });
+
+  it("says of one that has fired that it has, and of one that never was that it is not", async () => {
+    await ask("POST", "/schedules", reminder({ id: "fired", in: "1h" }));
+    expect(await ask("POST", "/schedules/fired/fire")).toEqual({
+      status: 200,
+      answer: { id: "fired", result: "fired" },
+    });
+    await expect
+      .poll(async () => (await ask("GET", "/schedules/fired")).answer)
+      .toMatchObject({
+        schedule: { state: "released" },
+      });
+    for (const [method, path] of [
+      ["DELETE", ""],
+      ["POST", "/fire"],
+    ] as const)
+      expect(await ask(method, `/schedules/fired${path}`)).toMatchObject({
+        status: 409,
+        answer: problem("already-fired"),
+      });
+    for (const [method, path] of [
+      ["GET", ""],
+      ["DELETE", ""],
+      ["POST", "/fire"],
+      ["POST", "/pause"],
+    ] as const)
+      expect(await ask(method, `/schedules/nope${path}`)).toMatchObject({
+        status: 404,
+        answer: problem("schedule-unknown"),
+      });
+  });
+
+  it("makes one that comes again, with its next five times, and pauses and resumes it", async () => {
+    const made = await ask("POST", "/schedules", {
+      ...reminder({ id: "workdays", cron: "0 9 * * MON-FRI", timeZone: "Europe/Berlin", overlap: "skip" }),
+    });
+    expect(made.status).toBe(201);
+    const { answer } = await ask("GET", "/schedules/workdays");
+    expect(answer).toMatchObject({ schedule: { recurring: { cron: "0 9 * * MON-FRI", timeZone: "Europe/Berlin" } } });
+    expect((answer as { schedule: { next: string[] } }).schedule.next).toHaveLength(5);
+    expect(await ask("POST", "/schedules/workdays/pause")).toMatchObject({ answer: { result: "paused" } });
+    expect(await ask("POST", "/schedules/workdays/resume")).toMatchObject({ answer: { result: "resumed" } });
+    expect(await ask("DELETE", "/schedules/workdays")).toMatchObject({ answer: { result: "cancelled" } });
+  });
+
+  it("asks for the stream where two have one of an id", async () => {
+    await ask("POST", "/schedules", reminder({ id: "twice", in: "1h" }));
+    await ask("POST", "/schedules", { subject: "images.resize", data: "x", id: "twice", in: "1h" });
+    expect(await ask("DELETE", "/schedules/twice")).toMatchObject({
+      status: 400,
+      answer: problem("invalid-option", /one of stream "ORDERS" and one of stream "IMAGES": say which stream/),
+    });
+    expect(await ask("DELETE", "/schedules/twice?stream=IMAGES")).toMatchObject({ answer: { result: "cancelled" } });
+    expect(await ask("DELETE", "/schedules/twice")).toMatchObject({ answer: { result: "cancelled" } });
+  });
+
+  it.each([
+    [
+      "a subject that no stream has",
+      { subject: "nope", data: 1, in: "1h" },
+      404,
+      "unknown-subject",
+      /No stream of this app/,
+    ],
+    ["a subject with wildcards", { subject: "notes.*", data: "x", in: "1h" }, 404, "unknown-subject", /./],
+    ["a payload of another shape", { ...reminder({ in: "1h" }), data: {} }, 422, "invalid-payload", /orderId/],
+    ["no payload", { subject: "notes.a", in: "1h" }, 422, "invalid-payload", /JSON value/],
+    ["no time", reminder({}), 400, "invalid-option", /got none of them/],
+    ["two times", reminder({ in: "1h", every: "1h" }), 400, "invalid-option", /got in and every/],
+    ["a negative delay", reminder({ in: -1 }), 400, "invalid-option", /expected milliseconds or a duration/],
+    ["an empty cron", reminder({ cron: "", id: "x" }), 400, "invalid-option", /expected `cron`/],
+    ["a time zone that is none", reminder({ cron: "@daily", timeZone: "Nowhere" }), 400, "invalid-option", /IANA/],
+    ["the year 20000", reminder({ at: "20000-01-01T00:00:00Z" }), 400, "invalid-option", /RFC 3339/],
+    ["more than ten years", reminder({ at: "2050-01-01T00:00:00Z" }), 422, "schedule-refused", /within ten years/],
+    ["what belongs to another way", reminder({ in: "1h", jitter: "1m" }), 400, "invalid-option", /nothing like jitter/],
+    ["an id that is none", reminder({ in: "1h", id: 7 }), 400, "invalid-option", /expected an id/],
+    ["what is for apply alone", reminder({ in: "1h", owner: "x" }), 400, "invalid-option", /nothing like owner/],
+    ["an unknown property", reminder({ in: "1h", when: "now" }), 400, "invalid-option", /nothing like when/],
+    ["no subject", { data: 1, in: "1h" }, 400, "invalid-request", /Expected subject/],
+    ["a list", [1], 400, "invalid-request", /Expected a JSON object/],
+    ["garbage", "{", 400, "invalid-request", /Expected a JSON object/],
+  ])("refuses %s", async (_, body, status, type, detail) => {
+    expect(await ask("POST", "/schedules", body)).toMatchObject({ status, answer: problem(type, detail) });
+  });
+
+  it.each([
+    ["GET", "/schedules?limit=0", 400, "invalid-option", /limit to be a whole number from 1 to 500, got 0/],
+    ["GET", "/schedules?limit=many", 400, "invalid-option", /got NaN/],
+    ["GET", "/schedules?from=tomorrow", 400, "invalid-option", /expected `from` to be/],
+    ["GET", "/schedules?stream=NOPE", 400, "invalid-option", /\(ORDERS, IMAGES\), got "NOPE"/],
+    ["GET", "/schedules?page=2", 400, "invalid-request", /got page/],
+    ["GET", "/schedules/x?a=b", 400, "invalid-request", /no query parameters but stream, got a/],
+    ["GET", `/schedules/${"x".repeat(300)}`, 400, "invalid-option", /an id of 1 to 255/],
+    ["PUT", "/schedules", 405, "method-not-allowed", /GET or HEAD or POST/],
+  ])("refuses %s %s", async (method, path, status, type, detail) => {
+    expect(await ask(method, path)).toMatchObject({ status, answer: problem(type, detail) });
+  });
+
+  it("is closed to whoever may only publish", async () => {
+    for (const [method, path] of [
+      ["GET", "/schedules"],
+      ["POST", "/schedules"],
+      ["DELETE", "/schedules/x"],
+    ] as const)
+      expect(await ask(method, path, undefined, "other")).toMatchObject({
+        status: 401,
+        answer: problem("unauthorized"),
+      });
+  });
+});
