@@ -1,8 +1,8 @@
 import { createApp, NonRetriableError, RetryAfterError } from "sortie";
-import { billing, dead, images, orders, reminders, resizer } from "./orders.ts";
+import { billing, dead, images, monthly, orders, reminders, resizer, statements } from "./orders.ts";
 import { charge, resize } from "./services.ts";
 
-export const app = createApp({ streams: [orders, images, dead] })
+export const app = createApp({ name: "sample", streams: [orders, images, dead], schedules: [monthly] })
   .on(billing, async ({ data, attempt }, { schedule }) => {
     const { orderId, card, cents, remindAfterSeconds } = data;
     // checked now, sent when the handler has succeeded
@@ -14,6 +14,9 @@ export const app = createApp({ streams: [orders, images, dead] })
   })
   .on(reminders, ({ data }) => {
     log({ event: "reminded", orderId: data.orderId });
+  })
+  .on(statements, ({ schedule }) => {
+    log({ event: "statement", planned: schedule?.plannedAt });
   })
   .on(resizer, async ({ data }) => {
     await resize(data.url);

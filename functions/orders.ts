@@ -1,4 +1,4 @@
-import { defineConsumer, defineStream, exponential } from "sortie";
+import { defineConsumer, defineSchedule, defineStream, exponential } from "sortie";
 import * as z from "zod";
 
 const Order = z.object({
@@ -12,6 +12,7 @@ export const orders = defineStream("ORDERS", {
   subjects: {
     "orders.placed": Order,
     "orders.reminder": z.object({ orderId: z.string() }),
+    "orders.statement": z.object({ of: z.literal("month") }),
   },
   maxAge: "30d",
 });
@@ -32,6 +33,19 @@ export const billing = defineConsumer(orders, "billing", {
 export const reminders = defineConsumer(orders, "reminders", {
   filter: "orders.reminder",
   deadLetter: "dead.orders.reminders",
+});
+
+export const statements = defineConsumer(orders, "statements", {
+  filter: "orders.statement",
+  deadLetter: "dead.orders.statements",
+});
+
+export const monthly = defineSchedule(orders, "monthly-statement", {
+  subject: "orders.statement",
+  data: { of: "month" },
+  cron: "0 6 1 * *",
+  timeZone: "Europe/Berlin",
+  overlap: "skip", // none while the last one is still being written
 });
 
 export const resizer = defineConsumer(images, "resizer", {

@@ -49,7 +49,11 @@ async function main(port: number): Promise<number> {
 
   const token = randomUUID();
   const worker = resources.use(
-    await startWorker({ port, bindings: { ...settings, SORTIE_PUBLISH_TOKEN: token }, onLog: screen.log }),
+    await startWorker({
+      port,
+      bindings: { ...settings, SORTIE_PUBLISH_TOKEN: token, SORTIE_SCHEDULES_TOKEN: token },
+      onLog: screen.log,
+    }),
   );
   takeSignals();
   screen.fact(
@@ -82,14 +86,18 @@ function takeSignals(): void {
 
 /** Cloudflare fires the triggers of wrangler.toml by the minute; nobody watches that long. */
 async function keepFiring(worker: LocalWorker, signal: AbortSignal, screen: Screen): Promise<void> {
+  const running = new Set<Promise<void>>();
   for (;;) {
     await sleep(1_000, undefined, { signal }).catch(() => {});
-    if (signal.aborted) return;
+    if (signal.aborted) break;
     for (const cron of worker.crons) {
-      const { outcome } = await worker.fire(cron);
-      screen.fired(outcome);
+      // as on Cloudflare, none waits for the one before
+      const firing = worker.fire(cron).then(({ outcome }) => screen.fired(outcome));
+      running.add(firing);
+      void firing.finally(() => running.delete(firing));
     }
   }
+  await Promise.all(running);
 }
 
 async function sortie(args: string[], settings: Record<string, string>): Promise<string[]> {

@@ -107,6 +107,8 @@ function tell(entry: LogEntry, event: Screen["event"]) {
       return event("ok", "handled", `resized ${entry.url} to ${entry.width}`);
     case "reminded":
       return event("ok", "handled", `reminded of ${entry.orderId}`);
+    case "release":
+      return; // what it has released is told by whoever handles it
     case "retried":
       return event("later", "retry later", `${about}: ${entry.error}; again in ${Number(entry.delayMs) / 1000} s`);
     case "dead-lettered":

@@ -32,10 +32,26 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
   const again = await place(`good-${run}`, "tok_fine");
   const busy = await place(`busy-${run}`, "tok_busy");
   const declined = await place(`declined-${run}`, "tok_declined");
+  const paid = await place(`paid-${run}`, "tok_fine");
   const image = await post("images.resize", { url: `https://example.com/${run}.png`, width: 320 });
   const malformed = await post("orders.placed", { orderId: `malformed-${run}`, card: "tok_fine", cents: "many" });
   const garbage = await observer.publishRaw("images.resize", `not JSON ${run}`);
   screen.event("in", "published", `images.resize #${garbage}, not JSON, by another NATS client`);
+
+  const recurring = await ask("POST", "schedules", {
+    id: `nudge-${run}`,
+    subject: "orders.reminder",
+    data: { orderId: `nudge-${run}` },
+    every: "1s",
+    until: new Date(Date.now() + 3_900).toISOString(),
+  });
+  screen.event("clock", "scheduled", `nudge-${run}, every second, three times`);
+
+  await charged(`paid-${run}`);
+  const reminderOfPaid = `schedules/reminder-paid-${run}`;
+  await until(async () => (await ask("GET", reminderOfPaid)).schedule?.state === "waiting");
+  const cancelled = await ask("DELETE", reminderOfPaid);
+  screen.event("clock", `${cancelled.result}`, `the reminder of paid-${run}`);
 
   const goodCharged = await charged(`good-${run}`);
   const scheduled = async () =>
@@ -54,12 +70,17 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
     screen.seen(({ event, url }) => event === "resized" && `${url}`.includes(run)),
     screen.seen(({ event, orderId }) => event === "reminded" && orderId === `good-${run}`),
   ]);
-  const reminders = () => ofThisRun("ORDERS", "orders.reminder");
+  const remindersOf = async (schedule: string) =>
+    (await ofThisRun("ORDERS", "orders.reminder")).filter(({ header }) => header.get("Sortie-Schedule") === schedule);
+  const reminders = () => remindersOf("");
   const [reminder] = await reminders();
   const late = (reminder?.time.getTime() ?? NaN) - due;
   screen.event("clock", "released", `the reminder of good-${run}, ${late} ms after it was due`);
   // the busy order's reminder ends the run; what came twice has come by then
   await screen.seen(({ event, orderId }) => event === "reminded" && orderId === `busy-${run}`);
+  const nudge = `nudge-${run}`;
+  await until(async () => (await ask("GET", `schedules/${nudge}`)).schedule?.state === "released");
+  screen.event("clock", "released", `${nudge} for the last time`);
 
   screen.section("What the server says of it");
   const orders = (await ofThisRun("ORDERS", "orders.placed")).map(
@@ -74,9 +95,9 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
       again.sequence === good.sequence &&
       malformed.status === 422 &&
       orders.join() ===
-        `${good.sequence} good-${run},${busy.sequence} busy-${run},${declined.sequence} declined-${run}`,
+        `${good.sequence} good-${run},${busy.sequence} busy-${run},${declined.sequence} declined-${run},${paid.sequence} paid-${run}`,
   );
-  is("every order is settled", await settled("ORDERS", "billing", declined.sequence));
+  is("every order is settled", await settled("ORDERS", "billing", paid.sequence));
   is(
     "the busy card's order was handled on its second attempt, two seconds later",
     busyCharged.attempt === 2 && busyCharged.at - retried.at > 1_900,
@@ -109,6 +130,19 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
       late >= 0 &&
       late < 1_000 &&
       (await settled("ORDERS", "reminders", lastReminder)),
+  );
+  const nudges = await remindersOf(nudge);
+  const planned = nudges.map(({ header }) => Number(header.get("Sortie-Scheduled-For")));
+  is(
+    "the schedule that comes again was released three times, a second apart, none early",
+    recurring.status === 201 &&
+      planned.length === 3 &&
+      planned.every((time, at) => time === (planned[0] ?? 0) + at * 1_000 && (nudges[at]?.time.getTime() ?? 0) >= time),
+  );
+  is(
+    "the reminder that was cancelled in time was not released",
+    cancelled.result === "cancelled" &&
+      !(await reminders()).some((message) => message.string().includes(`paid-${run}`)),
   );
   for (const { claim, holds } of facts) screen.check(claim, holds);
   return facts;
@@ -161,6 +195,17 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
       screen.event("dead", `refused, ${response.status}`, `${detail}`);
     }
     return { status: response.status, sequence, duplicate };
+  }
+
+  /** Of the schedules' part of the HTTP surface. */
+  async function ask(method: "GET" | "POST" | "DELETE", path: string, body?: object) {
+    const response = await fetch(new URL(path, worker.url), {
+      method,
+      headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
+      ...(body && { body: JSON.stringify(body) }),
+    });
+    const answer = (await response.json()) as { schedule?: { state?: string }; result?: string };
+    return { status: response.status, ...answer };
   }
 
   function charged(orderId: string) {

@@ -94,6 +94,15 @@ interface StreamInfo {
   readonly total?: number;
 }
 
+/** The times of one look at what is due, in epoch milliseconds by the clock `now`. */
+export interface ReleaseTimes {
+  readonly leaveAt: number;
+  readonly settleBy: number;
+  /** Whether it stays for what is scheduled meanwhile; else for what is known of only. @default true */
+  readonly awaitsNews?: boolean;
+  now(): number;
+}
+
 /**
  * Releases what is due of one stream's schedules, each at its time by the server's clock, in the order of their times, and
  * stays until `leaveAt` for those that become due. Any number of these may run at the same time: a schedule is claimed with
@@ -103,7 +112,7 @@ interface StreamInfo {
 export async function releaseDue(
   connection: Connection,
   { name, duplicateWindowMs }: StreamDefinition,
-  { leaveAt, settleBy, now }: { readonly leaveAt: number; readonly settleBy: number; now(): number },
+  { leaveAt, settleBy, awaitsNews = true, now }: ReleaseTimes,
 ): Promise<Released> {
   const records = recordsIn<{ until: number }>(connection, schedulesStream, "schedules");
   const leftMs = () => Math.max(1, Math.min(stepMs, settleBy - now()));
@@ -168,11 +177,16 @@ export async function releaseDue(
       if (some.length > 0) {
         const claimed = await Promise.all(some.map(claim));
         for (const one of claimed) if (one) fire(one);
-      } else if (now() < leaveAt) await rest();
+      } else if (now() < leaveAt && (awaitsNews || comesUp())) await rest();
       else if (underWay.size > 0)
         await Promise.all(underWay); // what comes again may be due at once
       else return;
     }
+  }
+
+  /** Whether something that is known of becomes due before it leaves. */
+  function comesUp(): boolean {
+    return underWay.size > 0 || (agenda[0]?.at ?? Infinity) < leaveAt + aheadOfUsMs;
   }
 
   /** Until there is something to do: what is due comes near, a new one is heard of, or another minute begins. */
@@ -187,7 +201,7 @@ export async function releaseDue(
 
   /** Finds the notes for the minutes until now, and for the next one shortly before it begins. */
   async function list(): Promise<void> {
-    const to = serverNow() + aheadMs;
+    const to = Math.max(serverNow() + aheadMs, awaitsNews ? 0 : leaveAt + aheadOfUsMs);
     if (listedUntil > to) return;
     const live = notesBetween(name, Math.max(listedUntil, startOfMinute(serverNow())), to);
     const patterns = notesBetween(name, listedUntil, to);
@@ -330,7 +344,10 @@ export async function releaseDue(
   function fire(one: Claimed): void {
     const releasing = one.pending.at > serverNow() ? untilDue(one).then(() => releaseOne(one)) : releaseOne(one);
     underWay.add(releasing);
-    void releasing.finally(() => underWay.delete(releasing));
+    void releasing.finally(() => {
+      underWay.delete(releasing);
+      wake();
+    });
   }
 
   async function untilDue({ pending: { at } }: Claimed): Promise<void> {

@@ -35,8 +35,8 @@ const tailMs = 1_000;
 
 /**
  * Releases what is due. Where the server does so by itself it makes sure that the stream has its schedules switched on, and
- * releases what the server cannot: what comes again, and what waits since the server was older. It does not stay for that
- * where there is none of it.
+ * releases what the server cannot: what comes again, and what waits since the server was older. There it stays only
+ * for what it knows to become due.
  * @throws SortieError `schedule-refused` where schedules would not be released, `stream-missing` for a stream that they need,
  * with what to do.
  */
@@ -55,8 +55,9 @@ export async function release(
       const onServer = isReleasedByServer(connection, stream)
         ? await countOnServer(connection, name, leftMs())
         : undefined;
-      const waits = onServer === undefined || (await hasToRelease(connection, [stream], leftMs()));
-      const released = waits ? await releaseDue(connection, stream, times) : undefined;
+      const awaitsNews = onServer === undefined;
+      const waits = awaitsNews || (await hasToRelease(connection, [stream], leftMs()));
+      const released = waits ? await releaseDue(connection, stream, { ...times, awaitsNews }) : undefined;
       return { stream: name, ...(onServer !== undefined && { onServer }), ...released };
     });
   return { streams: await Promise.all(releasing) };

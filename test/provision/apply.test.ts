@@ -283,9 +283,11 @@ describe("sortie apply", () => {
       "created stream SORTIE_SCHEDULES",
       "created consumer ORDERS/billing",
       "created consumer ORDERS/reminders",
+      "created consumer ORDERS/statements",
       "created consumer IMAGES/resizer",
+      "created schedule ORDERS/monthly-statement",
     ]);
-    expect((await sortie(["apply", "functions/orders.ts"])).stdout).toMatch(/^(unchanged .*\n){8}$/);
+    expect((await sortie(["apply", "functions/orders.ts"])).stdout).toMatch(/^(unchanged .*\n){9}$/);
   });
 
   it.each<[string, string[], Record<string, string>, RegExp]>([
