@@ -96,6 +96,22 @@ function knownPoints(): RegExp[] {
   return [...new Set(here)].map((name) => new RegExp(`^${name.replaceAll("*", "[a-z]*…")}$`));
 }
 
+const waiting: (() => void)[] = [];
+let free = atOnce;
+
+/** As many strikes at the same time as the machine can take, of all tests together. */
+async function inTurn<T>(act: () => Promise<T>): Promise<T> {
+  if (free > 0) free -= 1;
+  else await new Promise<void>((resolve) => waiting.push(resolve));
+  try {
+    return await act();
+  } finally {
+    const next = waiting.shift();
+    if (next) next();
+    else free += 1;
+  }
+}
+
 /** Strikes one invocation, lets others carry on until all is quiet, and looks at what the server holds. */
 async function survives(place: Place, fault: Fault, options: ScenarioOptions): Promise<string | undefined> {
   const observed = fault === "restart" ? await observe(await startNatsServer()) : shared;
@@ -126,7 +142,7 @@ async function survives(place: Place, fault: Fault, options: ScenarioOptions): P
 }
 
 describe("an invocation that is struck at any point", () => {
-  it.each([
+  it.concurrent.each([
     ["messages", {}, () => true],
     ["batches", { together: 4 }, (point: string) => ofBatches.includes(point)],
     ["what they agree on", { agreeing: true }, (point: string) => ofAgreeing.test(point)],
@@ -157,15 +173,12 @@ describe("an invocation that is struck at any point", () => {
         (full ? faults : [faults[index % faults.length] as Fault]).map((fault) => ({ place, fault })),
       );
       const broken: string[] = [];
-      const next = cases[Symbol.iterator]();
-      const strikeOn = async () => {
-        for (const { place, fault } of next) {
-          const wrong = await survives(place, fault, options);
-          const { stage, phase, point, nth } = place;
-          if (wrong) broken.push(`${fault} ${phase} ${point} (invocation ${stage + 1}, time ${nth + 1}): ${wrong}`);
-        }
+      const strikeAt = async ({ place, fault }: (typeof cases)[number]) => {
+        const wrong = await inTurn(() => survives(place, fault, options));
+        const { stage, phase, point, nth } = place;
+        if (wrong) broken.push(`${fault} ${phase} ${point} (invocation ${stage + 1}, time ${nth + 1}): ${wrong}`);
       };
-      await Promise.all(Array.from({ length: atOnce }, strikeOn));
+      await Promise.all(cases.map(strikeAt));
       console.log(`${cases.length} strikes at ${seen.size} points, with ${what}`);
       expect(broken).toEqual([]);
     },

@@ -28,6 +28,8 @@ const { app } = crowdApp(agreement, log);
 for (;;) {
   const { streams, bindings } = app;
   const connectTo = (ms: number) => connect({ url }, ms);
-  await invoke({ streams, bindings, connect: connectTo, deadline: Date.now() + 3_000, log() {} }).catch(() => {});
-  await new Promise((resolve) => setTimeout(resolve, 20));
+  const invoked = invoke({ streams, bindings, connect: connectTo, deadline: Date.now() + 3_000, log() {} });
+  const report = await invoked.catch(() => undefined);
+  const idle = report?.consumers.every(({ pulled }) => pulled === 0); // as while a lease of a dead one runs out
+  await new Promise((resolve) => setTimeout(resolve, idle ? 100 : 20));
 }

@@ -3,13 +3,13 @@ import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { breakerSubject, companionOf, parks } from "../../src/define/own.ts";
 import { connect, disconnect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
+import { bundleProgram } from "../support/bundle.ts";
 import { type Agreement, concurrency, crowdApp, isBroken, openForMs, perSecond, perSecondAndKey } from "./crowd-app.ts";
 import type { Membership } from "./crowd-member.ts";
 import { type Observed, observe } from "./harness.ts";
@@ -18,11 +18,12 @@ const full = process.env.CHAOS === "full";
 const mortality = full ? [false, true] : [true];
 const members = 8;
 const mostDeaths = 40; // the end is for coming to rest
-const memberFile = fileURLToPath(new URL("crowd-member.ts", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "sortie-crowd-"));
 let observed: Observed;
+let memberFile: string;
 
 beforeAll(async () => {
+  memberFile = await bundleProgram("crowd-member.ts", folder);
   observed = await observe(await startNatsServer());
 });
 afterAll(async () => {

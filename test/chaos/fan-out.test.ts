@@ -4,9 +4,9 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { expect, it } from "vitest";
 import type { Place } from "../../src/consume/places.ts";
+import { bundleProgram } from "../support/bundle.ts";
 import { monitoring } from "../support/monitoring.ts";
 import { startSystem } from "../support/system.ts";
 import { ceiling, type Going, goingOn, outside, waits } from "./going-on.ts";
@@ -22,6 +22,7 @@ it(`a backlog of ${count} is fanned out over processes, some of them killed, and
   const folder = mkdtempSync(join(tmpdir(), "sortie-fan-out-"));
   const log = join(folder, "log");
   writeFileSync(log, "");
+  const program = await bundleProgram("continuer.ts", folder);
   const app = goingOn(log);
   const monitor = await monitoring();
   await using system = await startSystem(app, monitor);
@@ -37,7 +38,7 @@ it(`a backlog of ${count} is fanned out over processes, some of them killed, and
   function start(place?: Place): ChildProcess {
     const dieAt = place && started % 5 === 4 ? deaths.pop() : undefined; // its places are lost for 13 seconds
     const going: Going = { url: system.server.url, log, budgetMs, place, dieAt };
-    const child = fork(fileURLToPath(new URL("continuer.ts", import.meta.url)), [JSON.stringify(going)]);
+    const child = fork(program, [JSON.stringify(going)]);
     started += 1;
     running.add(child);
     child.on("message", (places) => (places as Place[]).forEach(start));

@@ -4,7 +4,6 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/nats-core";
 import { connect as connectTcp } from "@nats-io/transport-node";
@@ -14,6 +13,7 @@ import { companionOf } from "../../src/define/own.ts";
 import { connect, disconnect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import type { NatsServer } from "../../src/testing/nats-server.ts";
+import { bundleProgram } from "../support/bundle.ts";
 import { startProxy } from "../support/peers.ts";
 import { ackWaitMs, fateOf, keyOf, messages, type ScenarioOptions, scenario } from "./scenario.ts";
 import type { Orders } from "./victim.ts";
@@ -30,7 +30,6 @@ export interface Place {
   readonly nth: number;
 }
 
-const victimFile = fileURLToPath(new URL("victim.ts", import.meta.url));
 const budgetMs = 2_000;
 
 /** A server, and a client that is not Sortie's to look at it. */
@@ -89,14 +88,15 @@ export async function prepare(
     observed,
     server,
     jsm,
+    victim: await bundleProgram("victim.ts", folder),
   };
 }
 
 export type Prepared = Awaited<ReturnType<typeof prepare>>;
 
 /** Runs one invocation in a process of its own. */
-export function startVictim(orders: Orders, flags: string[] = []): ChildProcess {
-  return spawn(process.execPath, [...flags, victimFile, JSON.stringify(orders)], {
+export function startVictim({ victim }: Prepared, orders: Orders, flags: string[] = []): ChildProcess {
+  return spawn(process.execPath, [...flags, victim, JSON.stringify(orders)], {
     stdio: ["ignore", "pipe", "pipe", "pipe"],
   });
 }
@@ -117,7 +117,9 @@ export async function recordPlaces(prepared: Prepared): Promise<{ place: Place; 
   const stages = [0, 1, 2, lastStage, lastStage]; // what is parked may have been so late
   for (const [at, stage] of stages.entries()) {
     if (stage === lastStage) await sleep(at === lastStage ? parkedMs : 1_000);
-    const { said, errors } = await ended(startVictim({ url: server.url, run, log, budgetMs, together, agreeing }));
+    const invoked = () => ended(startVictim(prepared, { url: server.url, run, log, budgetMs, together, agreeing }));
+    let { said, errors } = await invoked();
+    for (let tries = 1; !said && tries < 5; tries++) ({ said, errors } = await invoked()); // it could not connect in time
     if (!said) throw new Error(`the victim said nothing: ${errors}`);
     for (const [name, times] of (JSON.parse(said) as { times: [string, number][] }).times) {
       const [, phase = "", point = ""] = /^(\S+) (.*)$/.exec(name) ?? [];
@@ -143,7 +145,7 @@ export async function strike(prepared: Prepared, place: Place, fault: Fault): Pr
 async function struck(prepared: Prepared, place: Place, fault: Fault): Promise<boolean> {
   const { server, run, log, together, agreeing } = prepared;
   await using proxy = await startProxy(server.url);
-  const victim = startVictim({ url: proxy.url, run, log, budgetMs, together, agreeing, strike: place });
+  const victim = startVictim(prepared, { url: proxy.url, run, log, budgetMs, together, agreeing, strike: place });
   const end = ended(victim);
   const control = victim.stdio[3] as Duplex;
   control.on("error", () => {}); // it may be killed while it is being told
@@ -181,7 +183,7 @@ export async function untilQuiet(prepared: Prepared, step: () => Promise<unknown
     await step();
     quiet = (await outstanding(prepared)) === 0 ? quiet + 1 : 0;
     if (Date.now() > giveUpAt) throw new Error(`${await outstanding(prepared)} messages are still outstanding`);
-    await sleep(50);
+    await sleep(200); // many runs are quiet together, until what is parked is due
   }
 }
 

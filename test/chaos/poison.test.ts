@@ -45,7 +45,9 @@ describe("a message that kills its function", () => {
       await untilQuiet(prepared, async () => {
         const budgetMs = 6_000; // half of it is time enough to run alone, on a busy machine as well
         const before = startsIn(prepared).get(n)?.length;
-        const victim = startVictim({ url: server.url, run, log, budgetMs, together, poison: { n, by } }, [...flags]);
+        const victim = startVictim(prepared, { url: server.url, run, log, budgetMs, together, poison: { n, by } }, [
+          ...flags,
+        ]);
         const end = ended(victim);
         if (by === "loop") {
           const gone = () => victim.exitCode !== null;

@@ -42,7 +42,7 @@ describe(`${count} messages, with functions killed, frozen and cut off at random
     const prepared = await prepare(observed, "soak", folder, { numbers, ...soak });
     const { server, run, log } = prepared;
     await using proxy = await startProxy(server.url);
-    const start = () => startVictim({ url: proxy.url, run, log, budgetMs: 3_000, soak: true });
+    const start = () => startVictim(prepared, { url: proxy.url, run, log, budgetMs: 3_000, soak: true });
     const victims: ChildProcess[] = Array.from({ length: hosts }, start);
     const strikes: Fault[] = [];
 

@@ -1,14 +1,13 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { connect, createServer } from "node:net";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
 
-let tours: ChildProcess[] = [];
-afterEach(() => {
+const tours: ChildProcess[] = [];
+afterAll(() => {
   for (const { pid, exitCode, signalCode } of tours)
     if (pid && exitCode === null && signalCode === null) process.kill(-pid, "SIGKILL");
-  tours = [];
 });
 
 /** The tour as `npm start` runs it, in a process group of its own, as a terminal would give it. */
@@ -38,7 +37,8 @@ async function listens(url: string | undefined): Promise<boolean> {
 
 const urls = (said: string) => [/ws:\/\/[\d.:]+/, /http:\/\/[\d.:]+/].map((url) => url.exec(said)?.[0]);
 
-describe("npm start", () => {
+// at the same time, for most of a tour is waiting, as for a reminder
+describe.concurrent("npm start", { timeout: 60_000 }, () => {
   it("shows each fate of a message, checks it on the server, and ends with --exit", async () => {
     const { said, code } = await (async () => {
       const tour = start("--exit", "--port", "0");
@@ -65,9 +65,9 @@ describe("npm start", () => {
     for (const url of urls(said)) expect(await listens(url)).toBe(false);
   });
 
-  it.each(["SIGINT", "SIGTERM"] as const)(
+  it.for(["SIGINT", "SIGTERM"] as const)(
     "stays up, with a curl line that works, until %s, and leaves nothing behind",
-    async (signal) => {
+    async (signal, { expect }) => {
       const tour = start("--port", "0");
       await expect
         .poll(() => tour.said, { timeout: 25_000 })
@@ -88,7 +88,7 @@ describe("npm start", () => {
     },
   );
 
-  it("uses the server at NATS_URL, twice as well as once", { timeout: 60_000 }, async () => {
+  it("uses the server at NATS_URL, twice as well as once", async () => {
     await using server = await startNatsServer({ config: 'authorization { user: u, password: "s3cret" }' });
     for (let round = 1; round <= 2; round++) {
       const tour = startAt(server.url.replace("//", "//u:s3cret@"), "--exit", "--port", "0");

@@ -1,16 +1,37 @@
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { build } from "esbuild";
+import { type BuildOptions, build } from "esbuild";
 
 /** Bundles a Worker of test/e2e/workers, as wrangler would. */
-export async function bundleWorker(file: string): Promise<string> {
+export function bundleWorker(file: string): Promise<string> {
+  return bundle(`e2e/workers/${file}`, { platform: "browser", conditions: ["workerd", "worker", "browser"] });
+}
+
+const programs = new Map<string, Promise<unknown>>();
+
+/**
+ * Bundles a program of test/chaos, which is started again and again: it takes a quarter of the processor time that its many
+ * files do. Answers the file, in `folder`.
+ */
+export async function bundleProgram(file: string, folder: string): Promise<string> {
+  const outfile = join(folder, `${file}.mjs`);
+  const requires = 'import { createRequire } from "node:module"; const require = createRequire(import.meta.url);';
+  const made =
+    programs.get(outfile) ??
+    bundle(`chaos/${file}`, { platform: "node", banner: { js: requires }, outfile, write: true });
+  programs.set(outfile, made);
+  await made;
+  return outfile;
+}
+
+async function bundle(file: string, options: BuildOptions): Promise<string> {
   const { outputFiles } = await build({
-    entryPoints: [fileURLToPath(new URL(`../e2e/workers/${file}`, import.meta.url))],
+    entryPoints: [fileURLToPath(new URL(`../${file}`, import.meta.url))],
     bundle: true,
     format: "esm",
-    platform: "browser",
-    conditions: ["workerd", "worker", "browser"],
     write: false,
     logLevel: "warning",
+    ...options,
   });
-  return outputFiles[0]?.text ?? "";
+  return outputFiles?.[0]?.text ?? "";
 }
