@@ -120,7 +120,8 @@ export function serve<Env extends Settings = Settings>(
   /** Beside the consumers, until the next tick does: a Worker bills no waiting. */
   async function releaseIn(env: Settings, beside: Connection): Promise<void> {
     const deadline = Date.now() + releaseMs;
-    if (!(await hasToRelease(beside, streams, releaseMs / 4))) return;
+    // the invocation may be over, and its connection closed, before that is answered
+    if (!(await hasToRelease(beside, streams, releaseMs / 4).catch(() => true))) return;
     const connection = await connectWith(env, releaseMs / 4, { open, name: "sortie-release" });
     try {
       await reportedRelease(release(connection, streams, { deadline, lingerMs: Infinity }));

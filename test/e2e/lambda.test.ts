@@ -42,7 +42,7 @@ describe("the template", () => {
     const always = { State: "ENABLED", FlexibleTimeWindow: { Mode: "OFF" } };
     expect(Object.fromEntries(schedules)).toEqual({
       PullLambdaFunction: { ...always, ScheduleExpression: "rate(1 minute)" },
-      ReleaseLambdaFunction: { ...always, ScheduleExpression: "rate(5 minutes)" },
+      ReleaseLambdaFunction: { ...always, ScheduleExpression: "rate(1 minute)" },
     });
   });
 

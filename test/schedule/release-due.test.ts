@@ -129,6 +129,15 @@ describe("a schedule", () => {
     expect(await left()).toEqual([]);
   });
 
+  it("is waited for, however long that takes", async () => {
+    await start("2.10", () => ({ in: "1h" }));
+    const due = soon(7_000); // beyond the longest lead, and within the minute that is looked at
+    await schedule(1, due);
+    await releaseFor(9_000);
+    const [found] = await released();
+    expect((found?.at ?? Infinity) - due.getTime()).toBeLessThan(1_000);
+  });
+
   it("that is replaced by a later one is released then, and by an earlier one is released then", async () => {
     await start("2.10", () => ({ in: "1h" }));
     const later = soon(2_500);

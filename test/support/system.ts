@@ -46,13 +46,15 @@ export interface SystemOptions extends NatsServerOptions {
 }
 
 export async function startSystem(
-  app: Pick<App, "streams" | "bindings" | "fanOut">,
+  app: Pick<App, "streams" | "bindings" | "fanOut"> & Partial<Pick<App, "name" | "schedules">>,
   { client = "wsconnect", ...options }: SystemOptions = {},
 ): Promise<System> {
   const server = await startNatsServer(options);
   const connect = (ms: number): Promise<Connection> => clients[client](server, ms);
   const sortie = await connect(5_000);
-  await apply(sortie, { ...app, consumers: app.bindings.map(({ consumer }) => consumer) });
+  const { streams, bindings, fanOut, name: owner, schedules = [] } = app;
+  const consumers = bindings.map(({ consumer }) => consumer);
+  await apply(sortie, { streams, consumers, fanOut, schedules: owner ? [{ owner, schedules }] : [] });
   disconnect(sortie);
   const observer = await observe(server);
   const events: InvocationEvent[] = [];
