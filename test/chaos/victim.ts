@@ -1,8 +1,7 @@
-import { readSync, writeSync } from "node:fs";
 import { invoke } from "../../src/consume/invocation.ts";
 import { connect } from "../../src/nats/connection.ts";
-import { crashPoints } from "../../src/nats/within.ts";
 import { soak as inSoak, scenario } from "./scenario.ts";
+import { countPoints, type Strike } from "./struck.ts";
 
 /** What the harness asks of a process that runs one invocation. */
 export interface Orders {
@@ -10,8 +9,8 @@ export interface Orders {
   readonly run: string;
   readonly log: string;
   readonly budgetMs: number;
-  /** Where something is to happen to it: at the `nth` time, from 0, that it gets there. */
-  readonly strike?: { readonly point: string; readonly phase: string; readonly nth: number };
+  /** Where something is to happen to it. */
+  readonly strike?: Strike;
   /** A message that kills the process, and how. */
   readonly poison?: { readonly n: number; readonly by: "exit" | "loop" | "memory" };
   /** How many messages a handler takes at once. @default 1 */
@@ -22,7 +21,6 @@ export interface Orders {
   readonly soak?: boolean;
 }
 
-const control = 3; // a socket of the harness: what it writes there is waited for, with everything else standing still
 const {
   url,
   run,
@@ -34,17 +32,7 @@ const {
   agreeing = false,
   soak,
 }: Orders = JSON.parse(process.argv[2] ?? "");
-const times = new Map<string, number>();
-
-crashPoints.reached = (what, phase) => {
-  const point = what.replace(/"([a-z]*)[^"]*"/g, "$1…");
-  const place = `${phase} ${point}`;
-  const nth = times.get(place) ?? 0;
-  times.set(place, nth + 1);
-  if (strike?.point !== point || strike.phase !== phase || strike.nth !== nth) return;
-  writeSync(control, "here\n");
-  readSync(control, new Uint8Array(16));
-};
+const times = countPoints(strike);
 
 const kills = {
   exit: () => process.exit(1),
