@@ -3,7 +3,7 @@ import type { Recurring } from "../schedule/recurring.ts";
 import type { ScheduleStatus, Schedules } from "../schedule/schedules.ts";
 
 /** What can be done with one schedule, as `--cancel` and the like. */
-export const deeds = { cancel: "cancel", fire: "fireNow", pause: "pause", resume: "resume" } as const;
+const deeds = { cancel: "cancel", fire: "fireNow", pause: "pause", resume: "resume" } as const;
 
 export interface SchedulesOptions {
   readonly stream?: string;

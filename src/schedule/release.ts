@@ -10,7 +10,7 @@ import { type Released, releaseDue } from "./release-due.ts";
 import { storedSchedule } from "./stored-schedule.ts";
 
 /** What one scheduler invocation did for the schedules of one stream. */
-export interface ReleasedOf extends Partial<Released> {
+interface ReleasedOf extends Partial<Released> {
   readonly stream: string;
   /** How many wait on the server, which releases them by itself; left out where it does not. */
   readonly onServer?: number;

@@ -1,12 +1,15 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { fileURLToPath } from "node:url";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { expect, it } from "vitest";
 import { connect } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { scheduled } from "../../src/schedule/schedule.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
+import { bundleProgram } from "../support/bundle.ts";
 import { programOf } from "../support/servers.ts";
 import { observe } from "./harness.ts";
 import { tasks } from "./release-app.ts";
@@ -17,11 +20,12 @@ const full = process.env.CHAOS === "full";
 const count = full ? 100_000 : 2_000;
 const overMs = full ? 100_000 : 5_000;
 const members = 4;
-const memberFile = fileURLToPath(new URL("release-member.ts", import.meta.url));
 
 it(`${count} schedules are released once each, and never early, by functions that die at any wait`, {
   timeout: 600_000,
 }, async () => {
+  const folder = mkdtempSync(join(tmpdir(), "sortie-chaos-"));
+  const memberFile = await bundleProgram("release-member.ts", folder);
   await using server = await startNatsServer({ binary: programOf("2.10") });
   const { tcp } = await observe(server);
   const jsm = await jetstreamManager(tcp);
@@ -43,7 +47,7 @@ it(`${count} schedules are released once each, and never early, by functions tha
 
   const crowd = new Set<ChildProcess>();
   let [deaths, over] = [0, false];
-  const join = () => {
+  const joinIn = () => {
     const told: Releasing = {
       url: server.url,
       mortality: Date.now() < from + overMs ? 4 * (count / overMs) * 1_000 : 0,
@@ -54,10 +58,10 @@ it(`${count} schedules are released once each, and never early, by functions tha
       crowd.delete(child);
       if (over) return;
       deaths += 1;
-      join();
+      joinIn();
     });
   };
-  for (let n = 0; n < members; n++) join();
+  for (let n = 0; n < members; n++) joinIn();
   const left = async () => count - (await jsm.streams.info("TASKS")).state.messages;
   const wait = { timeout: overMs + count / 5 + 60_000, interval: 250 };
   try {
@@ -90,4 +94,5 @@ it(`${count} schedules are released once each, and never early, by functions tha
   const at = (part: number) => Math.round(all[Math.floor(part * (count - 1))] ?? 0);
   console.log(`${count} schedules, ${deaths} deaths: late by ${at(0.5)} ms (p50), ${at(0.99)} ms (p99), ${at(1)} ms`);
   await tcp.close();
+  rmSync(folder, { recursive: true });
 });
