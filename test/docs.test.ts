@@ -4,6 +4,7 @@ import { dirname, join } from "node:path";
 import { beforeAll, describe, expect, it, vi } from "vitest";
 import manifest from "../package.json" with { type: "json" };
 import type { App } from "../src/app.ts";
+import { createSchedules } from "../src/schedule/schedules.ts";
 import { startSystem } from "./support/system.ts";
 
 const pages = ["README.md", "AGENTS.md", "CHANGELOG.md", ...globSync("docs/**/*.md")];
@@ -45,6 +46,27 @@ describe("the documentation", () => {
     expect((await system.invoke()).consumers).toMatchObject([{ pulled: 1, acked: 1, ended: "drained" }]);
     vi.restoreAllMocks();
     vi.unstubAllGlobals();
+  });
+
+  it("docs/schedules.md-0, a snippet, schedules and cancels, and another one lists", async () => {
+    const load = (n: number) => import(join(process.cwd(), folder, `docs-schedules.md-${n}.ts`));
+    const { app }: { app: App } = await load(0);
+    const { extend }: { extend(user: string): Promise<void> } = await load(1);
+    await using system = await startSystem(app);
+    vi.stubEnv("NATS_URL", system.server.url);
+    const said = vi.spyOn(console, "log").mockReturnValue();
+    const schedules = createSchedules(await system.connect(), app.streams);
+    await system.publish("trials.begun", { user: "ann" });
+    await system.invoke();
+    await extend("ann");
+    expect((await schedules.get("trial of ann"))?.at.getTime()).toBeGreaterThan(Date.now() + 29 * 86_400_000);
+    await system.publish("trials.paid", { user: "ann" });
+    await system.invoke();
+    expect(await schedules.get("trial of ann")).toMatchObject({ state: "cancelled" });
+    expect(await schedules.get("counting")).toMatchObject({ recurring: { overlap: "skip" } });
+    expect(said).toHaveBeenCalledWith([]); // none ends within a day
+    vi.restoreAllMocks();
+    vi.unstubAllEnvs();
   });
 
   it.each(pages)("%s names only files that exist", (page) => {
