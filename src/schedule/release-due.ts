@@ -118,9 +118,10 @@ export async function releaseDue(
   const leftMs = () => Math.max(1, Math.min(stepMs, settleBy - now()));
   const agenda: Note[] = []; // in the order of their times
   const known = new Map<string, Note>();
-  const done = new Set<Note>();
+  const done = new Map<Note, number>(); // and up to which sequence it is taken away: it may have been made again since
   const heard = new Set<Note>(); // whose schedule may not be stored yet
   const listings: Listing[] = [];
+  const listedAt = new Map<Note, number>();
   const underWay = new Set<Promise<void>>();
   const subscriptions: { unsubscribe(): void }[] = [];
   let wake = () => {};
@@ -207,7 +208,7 @@ export async function releaseDue(
     const patterns = notesBetween(name, listedUntil, to);
     listedUntil = startOfMinute(to) + 60_000;
     const callback = (error: Error | null, { subject }: { subject: string }) => {
-      if (!error && add(noteOf(subject))) heard.add(known.get(subject) as Note);
+      if (!error) hear(noteOf(subject));
     };
     for (const pattern of live) subscriptions.push(connection.subscribe(pattern, { callback }));
     listings.push(...(await Promise.all(patterns.map(listOf))));
@@ -222,7 +223,9 @@ export async function releaseDue(
       last ??= info.state.last_seq;
       for (const subject of subjects) {
         add(noteOf(subject));
-        notes.push(known.get(subject) as Note);
+        const note = known.get(subject) as Note;
+        listedAt.set(note, last);
+        notes.push(note);
       }
       total = info.total ?? 0;
       offset += Math.max(1, subjects.length);
@@ -236,6 +239,16 @@ export async function releaseDue(
     insert(note);
     wake();
     return true;
+  }
+
+  /** One that is made again may be what its schedule has now. */
+  function hear(note: Note): void {
+    const original = known.get(note.subject);
+    if (original && done.delete(original)) {
+      insert(original);
+      wake();
+    } else if (!add(note)) return;
+    heard.add(known.get(note.subject) as Note);
   }
 
   /** Looks at it at that time, which is its own or a later one. */
@@ -270,8 +283,10 @@ export async function releaseDue(
     return some;
   }
 
-  function over({ subject }: Note): void {
-    done.add(known.get(subject) as Note);
+  /** Nothing that was stored up to this sequence makes it one to look at. */
+  function over({ subject }: Note, upTo: number): void {
+    const note = known.get(subject) as Note;
+    done.set(note, listedAt.get(note) ?? upTo);
   }
 
   /** Undefined where it is not ours to release, or not now. */
@@ -282,17 +297,17 @@ export async function releaseDue(
       const stored = await storedMessage(connection, schedulesStream, which, leftMs(), "reading a schedule");
       if (!stored) {
         if (heard.delete(original)) insert(note, serverNow() + 500);
-        else over(note); // it was released, replaced and released, or cancelled
+        else over(note, 0); // it was released, replaced and released, or cancelled
         return undefined;
       }
       const pending = pendingOf(stored);
       if (pending.at > original.at || pending.state === "paused") {
-        over(note); // it was replaced by a later one, or is resumed, with a note of its own
+        over(note, stored.sequence); // it was replaced by a later one, or is resumed, with a note of its own
         return undefined;
       }
       if (pending.state) {
         await records.remove(stored.sequence, leftMs()); // what became of it has been told for long enough
-        over(note);
+        over(note, stored.sequence);
         return undefined;
       }
       return await claimStored(note, stored, pending);
@@ -397,10 +412,10 @@ export async function releaseDue(
     if (next) return await comeAgain(note, claimed, next, sequence);
     if (note.schedule === note.subject) {
       await records.remove(claimed.sequence, leftMs());
-      return over(note);
+      return over(note, 0);
     }
     await leaveWord(claimed, pending);
-    over(note);
+    over(note, claimed.sequence);
   }
 
   /** Has a schedule wait for another one of its times, or leave a word where none comes. */
@@ -413,7 +428,7 @@ export async function releaseDue(
     const pending = pendingOf(stored);
     if (!next) {
       await leaveWord(stored, pending);
-      return over(note);
+      return over(note, stored.sequence);
     }
     const noted = noteFor(name, tokenOf(pending.id), next.due, serverNow());
     const waits = rewritten(stored, {
@@ -424,9 +439,13 @@ export async function releaseDue(
     });
     await publish(connection, noted, leftMs()); // first: who has a note of an earlier time finds that it waits
     await publish(connection, waits, leftMs());
-    over(note);
-    const { at } = noteOf(noted.subject);
-    if (at < listedUntil) add(noteOf(noted.subject));
+    const again = noteOf(noted.subject);
+    if (again.subject !== note.subject) over(note, stored.sequence);
+    if (again.at >= listedUntil || add(again)) return;
+    // it was found before its schedule had come to it
+    const original = known.get(again.subject) as Note;
+    done.delete(original);
+    if (!agenda.some(({ subject }) => subject === again.subject)) insert(original);
   }
 
   async function leaveWord(stored: StoredMessage, { id, at }: Pending): Promise<void> {
@@ -473,7 +492,9 @@ export async function releaseDue(
     const gone = new Set(whole.flatMap(({ notes }) => notes));
     await Promise.all([
       ...whole.map(({ pattern, last }) => purge({ filter: pattern, seq: last + 1 })),
-      ...[...done].filter((note) => !gone.has(note)).map(({ subject }) => purge({ filter: subject })),
+      ...[...done]
+        .filter(([note, upTo]) => upTo > 0 && !gone.has(note))
+        .map(([{ subject }, upTo]) => purge({ filter: subject, seq: upTo + 1 })),
     ]);
     const earliest = Math.min(listedUntil, serverNow() - lateMs, ...left.map(({ at }) => at));
     if (startOfMinute(earliest) <= until) return;
@@ -487,7 +508,7 @@ export async function releaseDue(
       });
   }
 
-  async function purge(what: { filter: string; seq?: number }): Promise<void> {
+  async function purge(what: { filter: string; seq: number }): Promise<void> {
     await ask(`$JS.API.STREAM.PURGE.${schedulesStream}`, what, "removing notes of schedules");
   }
 

@@ -169,13 +169,22 @@ async function survives(strike: Strike, fault: Fault): Promise<string | undefine
     const wanted = expected.map((each) => ({ ...each, early: false })).toSorted(inOrder);
     for (const giveUpAt = Date.now() + 30_000; (await found(one)).length < wanted.length && Date.now() < giveUpAt; )
       await releaseCleanly(one, 1_000);
-    await releaseCleanly(one, 0);
-    expect((await found(one)).toSorted(inOrder)).toEqual(wanted);
     const connection = await connect({ url: observed.server.url }, 5_000);
     const schedules = createSchedules(connection, [stream]);
-    const states = await Promise.all(["task 1", "again", "replaced", "cancelled"].map((id) => schedules.get(id)));
+    const states = async () => {
+      const all = await Promise.all(["task 1", "again", "replaced", "cancelled"].map((id) => schedules.get(id)));
+      return all.map((status) => status?.state).join();
+    };
+    // whoever was struck may have released the last one without leaving a word: another one does when it takes over
+    const over = ["released", "released", "released", "cancelled"].join();
+    for (const giveUpAt = Date.now() + 15_000; (await states()) !== over && Date.now() < giveUpAt; )
+      await releaseCleanly(one, 1_000);
+    expect(await states()).toBe(over);
     disconnect(connection);
-    expect(states.map((status) => status?.state)).toEqual(["released", "released", "released", "cancelled"]);
+    const all = (await found(one)).toSorted(inOrder);
+    const missing = wanted.filter(({ n, at }) => !all.some((each) => each.n === n && each.at === at));
+    expect(missing, "what was not released").toEqual([]);
+    expect(all).toEqual(wanted);
     return undefined;
   } catch (error) {
     return String(error instanceof Error ? error.message : error);
