@@ -120,9 +120,17 @@ export function namelessFor(outgoing: Outgoing, { stream, id, at }: NewPending, 
 
 const whole = "whole";
 
-/** What is due already is noted where it is still looked for. */
+const soonMs = 60_000;
+
+/** In the place of a minute's three tokens. */
+const soon = "soon.0.0";
+
+/**
+ * A note among those of its minute; or among those that are looked for at any time, where it is due soon, or was due already,
+ * by a clock that may be wrong.
+ */
 export function noteFor(stream: string, token: string, at: number, now: number): Outgoing {
-  const subject = `${root}.at.${stream}.${minuteOf(Math.max(at, now))}.${at}.${token}`;
+  const subject = `${root}.at.${stream}.${at < now + soonMs ? soon : minuteOf(at)}.${at}.${token}`;
   return { stream: schedulesStream, subject, payload: new Uint8Array() };
 }
 
@@ -189,6 +197,11 @@ export function scheduleSubject(stream: string, token: string): string {
 /** Where it is kept until when all of a stream's schedules have been released. */
 export function doneSubjectOf(stream: string): string {
   return `${root}.done.${stream}`;
+}
+
+/** The subjects of what is noted as due soon. */
+export function soonNotes(stream: string): string {
+  return `${root}.at.${stream}.${soon}.>`;
 }
 
 /** The subjects of all that is noted for a stream, whenever it is due. */

@@ -20,6 +20,7 @@ import {
   pendingOf,
   rememberedMs,
   rewritten,
+  soonNotes,
   startOfMinute,
 } from "./pending.ts";
 import { caughtUp, type Occurrence, occurrenceAfter } from "./recurring.ts";
@@ -200,12 +201,13 @@ export async function releaseDue(
     clearTimeout(timer);
   }
 
-  /** Finds the notes for the minutes until now, and for the next one shortly before it begins. */
+  /** Finds what is noted as due soon, and for the minutes until now, and for the next one shortly before it begins. */
   async function list(): Promise<void> {
     const to = Math.max(serverNow() + aheadMs, awaitsNews ? 0 : leaveAt + aheadOfUsMs);
     if (listedUntil > to) return;
-    const live = notesBetween(name, Math.max(listedUntil, startOfMinute(serverNow())), to);
-    const patterns = notesBetween(name, listedUntil, to);
+    const soon = subscriptions.length === 0 ? [soonNotes(name)] : []; // listened to from then on
+    const live = [...soon, ...notesBetween(name, Math.max(listedUntil, startOfMinute(serverNow())), to)];
+    const patterns = [...soon, ...notesBetween(name, listedUntil, to)];
     listedUntil = startOfMinute(to) + 60_000;
     const callback = (error: Error | null, { subject }: { subject: string }) => {
       if (!error) hear(noteOf(subject));
@@ -274,13 +276,13 @@ export async function releaseDue(
     return at;
   }
 
+  /** Those that it is time to claim: none sooner than it has to, for until then it may be cancelled or replaced. */
   function take(): Note[] {
     if (nextClaimAt() > serverNow()) return [];
-    const by = Math.min(serverNow() + longestLeadMs, latestAt());
-    const some = agenda.splice(0, together);
-    const after = some.findIndex(({ at }) => at > by);
-    if (after >= 0) agenda.unshift(...some.splice(after));
-    return some;
+    const isTime = ({ at }: Note, n: number) =>
+      at <= latestAt() && at - Math.min(longestLeadMs, leadMs + perClaimMs * n) <= serverNow();
+    const notYet = agenda.slice(0, together).findIndex((note, n) => !isTime(note, n));
+    return agenda.splice(0, notYet < 0 ? together : notYet);
   }
 
   /** Nothing that was stored up to this sequence makes it one to look at. */

@@ -17,16 +17,17 @@ export function promises(engine: "server" | "function", version: ServerVersion):
   const app = createApp({ streams: [tasks] });
 
   /** A server with functions that release, and whoever looks after the schedules. */
-  async function start(functions = 1) {
+  async function start(functions = 1, hostAheadMs = 0) {
     const system = await startSystem(app, { binary: programOf(version) });
     const open: Connection[] = [];
+    const now = () => Date.now() + hostAheadMs;
     let over = false;
 
     /** Over a connection of their own. */
     async function connect(): Promise<Schedules> {
       const connection = await system.connect();
       open.push(connection);
-      return createSchedules(connection, app.streams);
+      return createSchedules(connection, app.streams, { now });
     }
 
     /** Invocations one after the other, as ticks have them; where the server releases they look whether they have to. */
@@ -34,7 +35,7 @@ export function promises(engine: "server" | "function", version: ServerVersion):
       while (!over) {
         try {
           const own = await system.connect();
-          await release(own, app.streams, { deadline: Date.now() + 2_500, lingerMs: 1_500 });
+          await release(own, app.streams, { deadline: now() + 2_500, lingerMs: 1_500, now });
           disconnect(own);
         } catch {} // the server may be away
         await sleep(20);
@@ -110,11 +111,11 @@ export function promises(engine: "server" | "function", version: ServerVersion):
       const { schedules, later, released } = started;
       await later(1, { in: "1h", id: "sooner" });
       await later(2, { in: "1500ms", id: "sooner" });
-      await later(3, { in: "1800ms", id: "later" });
+      await later(3, { in: "2600ms", id: "later" });
       await later(4, { in: "1h", id: "later" });
       await schedules.schedule("tasks.other", { n: 5 }, { in: "1500ms", id: "elsewhere" });
       await expect.poll(async () => (await released()).map(({ n }) => n).toSorted()).toEqual([2, 5]);
-      await sleep(800);
+      await sleep(1_700);
       expect((await released()).map(({ n }) => n).toSorted()).toEqual([2, 5]);
       expect(await schedules.get("later")).toMatchObject({ state: "waiting", data: { n: 4 }, subject: "tasks.later" });
     });
@@ -184,6 +185,27 @@ export function promises(engine: "server" | "function", version: ServerVersion):
       expect(told.filter((one) => one === "cancelled")).toHaveLength(1_000 - fired.length);
       expect(Math.min(fired.length, 1_000 - fired.length)).toBeGreaterThan(50);
     });
+
+    it.for([
+      ["an hour ahead", 3_600_000],
+      ["an hour behind", -3_600_000],
+    ] as const)(
+      "is released at its time, and cancelled in time, by hosts whose clocks are %s",
+      async ([, ahead], { expect }) => {
+        await using started = await start(2, ahead);
+        const { later, released, schedules } = started;
+        const due = soon(1_700);
+        await later(1, { at: due, id: "1" });
+        await later(2, { at: soon(3_000), id: "2" });
+        expect(await schedules.cancel("2")).toBe("cancelled");
+        await expect.poll(async () => (await released()).map(({ n }) => n)).toEqual([1]);
+        expect((await released())[0]?.at).toBeGreaterThanOrEqual(due.getTime());
+        expect((await released())[0]?.at).toBeLessThan(due.getTime() + 1_000);
+        await expect.poll(() => schedules.get("1")).toMatchObject({ state: "released" });
+        expect(await schedules.cancel("1")).toBe("already-fired");
+        expect(await schedules.cancel("2")).toBe("cancelled");
+      },
+    );
 
     it("is fired at once", async ({ expect }) => {
       await using started = await start();
