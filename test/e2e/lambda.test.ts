@@ -3,6 +3,8 @@ import type { LambdaFunctionURLEvent, LambdaFunctionURLResult, ScheduledEvent } 
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { app } from "../../functions/app.ts";
 import type { ConsumerReport, InvocationReport } from "../../src/consume/report.ts";
+import { disconnect } from "../../src/nats/connection.ts";
+import { createSchedules } from "../../src/schedule/schedules.ts";
 import { silent, startPeer, upgradesOnly } from "../support/peers.ts";
 import { programOf } from "../support/servers.ts";
 import { type System, startSystem } from "../support/system.ts";
@@ -264,6 +266,25 @@ describe("release, where the server releases nothing by itself,", () => {
   });
 });
 
+test.each(["newest", "2.10"] as const)(
+  "release has what comes again come again, on nats-server %s",
+  async (version) => {
+    await using system = await startSystem(app, { config, binary: programOf(version) });
+    await using release = await start("release", system.server.url);
+    const connection = await system.connect();
+    const made = Date.now();
+    const schedules = createSchedules(connection, app.streams);
+    await schedules.schedule("orders.reminder", { orderId: "1" }, { every: "1s", id: "again", catchUp: "all" });
+    await vi.waitFor(() => expect(Date.now()).toBeGreaterThan(made + 2_100), 4_000);
+    expect((await release.invoke(scheduledEvent)).error).toBeUndefined();
+    const [first, second] = [await system.jsm.streams.getMessage("ORDERS", { seq: 1 }), await latestOf(system)];
+    expect(first?.header.get("Sortie-Schedule")).toBe("again");
+    expect(Number(second?.header.get("Sortie-Scheduled-For"))).toBeGreaterThanOrEqual(made + 2_000);
+    expect(await schedules.cancel("again")).toBe("cancelled");
+    disconnect(connection);
+  },
+);
+
 describe("with three seconds left and a peer that", () => {
   test.each([
     ["accepts a connection and says nothing", silent],
@@ -316,6 +337,10 @@ async function billingOn({ jsm }: System) {
 async function scheduledIn({ jsm }: System, stream: string): Promise<number> {
   const { state } = await jsm.streams.info(stream, { subjects_filter: `sortie.schedule.${stream}.>` });
   return Object.values(state.subjects ?? {}).reduce((sum, messages) => sum + messages, 0);
+}
+
+function latestOf({ jsm }: System) {
+  return jsm.streams.getMessage("ORDERS", { last_by_subj: "orders.reminder" });
 }
 
 /** The payload of the first message of the stream ORDERS on a subject, as soon as there is one. */
