@@ -60,6 +60,7 @@ const elsewhere = new Map([
   ["waiting for the event loop to come round", "only where handlers keep the processor to themselves"],
   ["waiting to pull again", "only while the server cannot be pulled from"],
   ["waiting for a leader", "one server leads always"],
+  ["looking the consumers up", "only where a schedule comes again when the one before is handled"],
   ["looking for a stream", "only where nobody takes what is published"],
 ]);
 

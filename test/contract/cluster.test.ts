@@ -11,7 +11,7 @@ describe("in a cluster", { timeout: 60_000 }, () => {
     await using look = await observe(followers[0]);
     const replicas: Record<string, number> = {};
     for await (const { config } of look.jsm.streams.list()) replicas[config.name] = config.num_replicas;
-    expect(replicas).toEqual({ JOBS: 3, DEAD: 3, SORTIE_ATTEMPTS: 3, SORTIE_PARKED: 3 });
+    expect(replicas).toEqual({ JOBS: 3, DEAD: 3, SORTIE_ATTEMPTS: 3, SORTIE_SCHEDULES: 3, SORTIE_PARKED: 3 });
     for (const [stream, name] of [
       ["JOBS", "worker"],
       ["SORTIE_PARKED", "JOBS~worker"],
