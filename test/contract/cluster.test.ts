@@ -19,7 +19,7 @@ describe("in a cluster", { timeout: 60_000 }, () => {
       const { cluster: group } = await look.jsm.consumers.info(stream, name);
       expect(group?.replicas).toHaveLength(2); // beside its leader
     }
-    expect(again.map(({ action }) => action)).toEqual(Array(6).fill("none"));
+    expect(again.map(({ action }) => action)).toEqual(Array(7).fill("none"));
   });
 
   it("what a report says to be acknowledged has been: the leader has nothing outstanding, asked at once from elsewhere", async () => {
