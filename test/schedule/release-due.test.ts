@@ -180,3 +180,26 @@ describe("a schedule", () => {
     expect(await left()).toEqual([]);
   }, 30_000);
 });
+
+describe("on nats-server 2.10 a function", () => {
+  it("is not late for what it has heard late of the server's clock, once it hears in time", async () => {
+    await start("2.10", () => ({ in: "1h" }));
+    const began = Date.now();
+    const due = began + 4_000;
+    await schedule(1, new Date(due));
+    const connection = await system.connect();
+    const crowded = altered(connection, {
+      async request(...what) {
+        const isCrowded = Date.now() < began + 2_200;
+        const answer = await connection.request(...what);
+        if (isCrowded) await new Promise((resolve) => setTimeout(resolve, 700));
+        return answer;
+      },
+    });
+    await release(crowded, [tasks], { deadline: due + 3_000, lingerMs: due + 1_500 - Date.now() });
+    await connection.close();
+    const [message] = await released();
+    expect(message?.at).toBeGreaterThanOrEqual(due);
+    expect(message?.at).toBeLessThan(due + 500);
+  });
+});
