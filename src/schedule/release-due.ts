@@ -275,7 +275,7 @@ export async function releaseDue(
     let [at, before] = [Infinity, 0];
     for (let n = 0; n < agenda.length; n += together) {
       const due = (agenda[n] as Note).at;
-      if (due > latestAt() || due - longestLeadMs > Math.min(at, serverNow() + leadMs)) break;
+      if (due > latestAt() || due - longestLeadMs > at) break; // none of the others makes it sooner
       at = Math.min(at, due - Math.min(longestLeadMs, leadMs + before));
       before += perClaimMs * together;
     }

@@ -97,6 +97,16 @@ describe("on nats-server 2.9 a function", () => {
     expect(await left()).toEqual([]);
   });
 
+  it("that waits for one of the seconds to come is there in time, whatever else happens or does not", async () => {
+    await start("2.9", () => ({ in: "1h" }));
+    const due = Date.now() + 6_500;
+    await schedule(1, new Date(due));
+    await releaseFor(due + 2_500 - Date.now());
+    const [message] = await released();
+    expect(message?.at).toBeGreaterThanOrEqual(due);
+    expect(message?.at).toBeLessThan(due + 1_000);
+  }, 15_000);
+
   it("releases what was due while none ran for a day, in the order of their times", async () => {
     await start("2.9", () => ({ in: "1h" }));
     const now = Date.now();
