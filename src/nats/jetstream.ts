@@ -32,7 +32,9 @@ export function isTimeout(error: unknown): boolean {
   return error instanceof Error && (error.name === "TimeoutError" || ("code" in error && error.code === "TIMEOUT"));
 }
 
+const versions = new Intl.Collator("en", { numeric: true }); // made once: it is asked for each schedule
+
 /** Whether the connected server is `wanted` ("2.12") or newer. */
 export function serverIsAtLeast(connection: Connection, wanted: string): boolean {
-  return (connection.info?.version ?? "0").localeCompare(wanted, "en", { numeric: true }) >= 0;
+  return versions.compare(connection.info?.version ?? "0", wanted) >= 0;
 }

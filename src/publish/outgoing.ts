@@ -9,6 +9,8 @@ export type Headers = readonly (readonly [name: string, value: string])[];
 /** The header that says which messages belong together: what a handler publishes carries on what its message had. */
 export const correlationHeader = "Sortie-Correlation-Id";
 
+const encoder = new TextEncoder();
+
 const maxSubjectLength = 512; // a subject beyond the server's control line would cost the whole connection
 
 /** A message that is ready to be published: validated and encoded. */
@@ -65,14 +67,17 @@ export async function preparePayload(
 
 /** The bytes that a message's headers take beside its payload (NATS ADR-4): both together must fit the server's max_payload. */
 export function headersSize({ id, stream, headers = [] }: Pick<Outgoing, "id" | "stream" | "headers">): number {
-  const lines = [...headers];
-  if (id) lines.push(["Nats-Msg-Id", id]);
-  if (stream) lines.push(["Nats-Expected-Stream", stream]);
-  if (lines.length === 0) return 0;
-  return lines.reduce((sum, header) => sum + lineSize(header), "NATS/1.0\r\n\r\n".length);
+  const lines = headers.map(lineOf);
+  if (id) lines.push(lineOf(["Nats-Msg-Id", id]));
+  if (stream) lines.push(lineOf(["Nats-Expected-Stream", stream]));
+  return lines.length === 0 ? 0 : encoder.encode(`NATS/1.0\r\n${lines.join("")}\r\n`).length;
 }
 
 /** The bytes that one header takes among others. */
-export function lineSize([name, value]: Headers[number]): number {
-  return new TextEncoder().encode(`${name}: ${value}\r\n`).length;
+export function lineSize(header: Headers[number]): number {
+  return encoder.encode(lineOf(header)).length;
+}
+
+function lineOf([name, value]: Headers[number]): string {
+  return `${name}: ${value}\r\n`;
 }

@@ -57,6 +57,12 @@ const stepMs = 5_000;
 /** How often it is looked whether the one before is handled, where the next waits for that. */
 const lookAgainMs = 1_000;
 
+/** The server's time is known well enough where it may be so much later at most; */
+const unsureMs = 5;
+
+/** before that it is asked for after this while, and then each time after twice the while. */
+const askAgainMs = 100;
+
 /** What the released message does not have. */
 const ofSchedule = new Set<string>(Object.values(pendingHeaders));
 
@@ -90,6 +96,8 @@ interface Listing {
 }
 
 interface StreamInfo {
+  /** The server's time; before 2.10 it does not say. */
+  readonly ts?: string;
   readonly created: string;
   readonly state: { readonly last_seq: number; readonly subjects?: Record<string, number> };
   readonly total?: number;
@@ -129,11 +137,13 @@ export async function releaseDue(
   let released = 0;
   let latestMs: number | undefined;
   let trouble: string | undefined;
+  let ahead = { least: -Infinity, most: Infinity }; // of our clock, the server's
+  let [askAt, askAfterMs] = [Infinity, askAgainMs];
 
-  const { until, aheadOfUsMs, lastOfTarget } = await look();
+  const { until, lastOfTarget } = await look();
   /** By the server's clock, of which this is never ahead. */
-  const serverNow = () => now() + aheadOfUsMs;
-  const latestAt = () => settleBy + aheadOfUsMs - leadMs; // what is due later is for others
+  const serverNow = () => now() + ahead.least;
+  const latestAt = () => settleBy + ahead.least - leadMs; // what is due later is for others
   const isSameHour = Math.floor(until / hourMs) === Math.floor(serverNow() / hourMs);
   let listedUntil = isSameHour ? until : until - veryLateMs;
   try {
@@ -157,7 +167,9 @@ export async function releaseDue(
       streamInfo(name),
     ]);
     const until = before?.value.until ?? Date.parse(own.created);
+    if (own.ts !== undefined) askAt = now() + askAfterMs;
     // what is stored now is read back with the server's time, which it is at least since we know that it is stored
+    const written = now();
     const [revision, storedBy] = await records.write(subject, before?.revision ?? 0, { until }, leftMs()).then(
       (revision) => [revision, now()] as const,
       (error: unknown) => {
@@ -167,14 +179,42 @@ export async function releaseDue(
     );
     const told = await records.read(subject, leftMs());
     // what another one has stored was stored before it was read
-    const by = told?.revision === revision && storedBy !== undefined ? storedBy : now();
-    const aheadOfUsMs = (told?.at ?? until) - by;
-    return { until, aheadOfUsMs, lastOfTarget: target.state.last_seq };
+    const isOurs = told?.revision === revision && storedBy !== undefined;
+    learn(told?.at ?? until, isOurs ? { after: written, by: storedBy } : { after: -Infinity, by: now() });
+    return { until, lastOfTarget: target.state.last_seq };
+  }
+
+  /** That it was this time for the server, to the millisecond, between two of ours: what is learned in a crowd tells little. */
+  function learn(time: number, { after, by }: { readonly after: number; readonly by: number }): void {
+    const [least, most] = [time - by, time + 1 - after];
+    const wasSet = least > ahead.most || most < ahead.least; // one of the clocks
+    const before = ahead.least;
+    ahead = wasSet ? { least, most } : { least: Math.max(least, ahead.least), most: Math.min(most, ahead.most) };
+    if (ahead.least > before) wake();
+  }
+
+  /** Asks for the server's time again where it is not known well enough, and does not wait for it. */
+  function askAgain(): void {
+    if (now() < askAt) return;
+    const isUnsure = ahead.most - ahead.least > unsureMs;
+    askAfterMs *= 2;
+    askAt = isUnsure ? now() + askAfterMs : Infinity;
+    if (!isUnsure) return;
+    const asking = streamInfo(schedulesStream).then(
+      () => {},
+      () => {}, // it is asked again
+    );
+    underWay.add(asking);
+    void asking.then(() => {
+      underWay.delete(asking);
+      wake();
+    });
   }
 
   async function release(): Promise<void> {
     while (now() < settleBy - leadMs) {
       await list();
+      askAgain();
       const some = take();
       if (some.length > 0) {
         const claimed = await Promise.all(some.map(claim));
@@ -188,12 +228,12 @@ export async function releaseDue(
 
   /** Whether something that is known of becomes due before it leaves. */
   function comesUp(): boolean {
-    return underWay.size > 0 || (agenda[0]?.at ?? Infinity) < leaveAt + aheadOfUsMs;
+    return underWay.size > 0 || (agenda[0]?.at ?? Infinity) < leaveAt + ahead.least;
   }
 
   /** Until there is something to do: what is due comes near, a new one is heard of, or another minute begins. */
   async function rest(): Promise<void> {
-    const next = Math.min(nextClaimAt(), listedUntil - aheadMs, leaveAt + aheadOfUsMs);
+    const next = Math.min(nextClaimAt(), listedUntil - aheadMs, Math.min(leaveAt, askAt) + ahead.least);
     const news = Promise.withResolvers<void>();
     wake = news.resolve;
     const timer = setTimeout(news.resolve, Math.max(0, Math.ceil(next - serverNow())));
@@ -203,7 +243,7 @@ export async function releaseDue(
 
   /** Finds what is noted as due soon, and for the minutes until now, and for the next one shortly before it begins. */
   async function list(): Promise<void> {
-    const to = Math.max(serverNow() + aheadMs, awaitsNews ? 0 : leaveAt + aheadOfUsMs);
+    const to = Math.max(serverNow() + aheadMs, awaitsNews ? 0 : leaveAt + ahead.least);
     if (listedUntil > to) return;
     const soon = subscriptions.length === 0 ? [soonNotes(name)] : []; // listened to from then on
     const live = [...soon, ...notesBetween(name, Math.max(listedUntil, startOfMinute(serverNow())), to)];
@@ -515,11 +555,14 @@ export async function releaseDue(
   }
 
   async function streamInfo(stream: string, what: object = {}): Promise<StreamInfo> {
+    const after = now();
     const answer = await ask<StreamInfo & { error?: { description: string } }>(
       `$JS.API.STREAM.INFO.${stream}`,
       what,
       "looking at a stream",
     );
+    // of another stream's leader the clock may be another one
+    if (answer.ts !== undefined && stream === schedulesStream) learn(Date.parse(answer.ts), { after, by: now() });
     if (!answer.error) return answer;
     throw missingStream(stream, answer.error.description);
   }

@@ -97,6 +97,16 @@ describe("on nats-server 2.9 a function", () => {
     expect(await left()).toEqual([]);
   });
 
+  it("that waits for one of the seconds to come is there in time, whatever else happens or does not", async () => {
+    await start("2.9", () => ({ in: "1h" }));
+    const due = Date.now() + 6_500;
+    await schedule(1, new Date(due));
+    await releaseFor(due + 2_500 - Date.now());
+    const [message] = await released();
+    expect(message?.at).toBeGreaterThanOrEqual(due);
+    expect(message?.at).toBeLessThan(due + 1_000);
+  }, 15_000);
+
   it("releases what was due while none ran for a day, in the order of their times", async () => {
     await start("2.9", () => ({ in: "1h" }));
     const now = Date.now();
@@ -188,4 +198,27 @@ describe("a schedule", () => {
     await releaseFor(0);
     expect(await left()).toEqual([]);
   }, 30_000);
+});
+
+describe("on nats-server 2.10 a function", () => {
+  it("is not late for what it has heard late of the server's clock, once it hears in time", async () => {
+    await start("2.10", () => ({ in: "1h" }));
+    const began = Date.now();
+    const due = began + 4_000;
+    await schedule(1, new Date(due));
+    const connection = await system.connect();
+    const crowded = altered(connection, {
+      async request(...what) {
+        const isCrowded = Date.now() < began + 2_200;
+        const answer = await connection.request(...what);
+        if (isCrowded) await new Promise((resolve) => setTimeout(resolve, 700));
+        return answer;
+      },
+    });
+    await release(crowded, [tasks], { deadline: due + 3_000, lingerMs: due + 1_500 - Date.now() });
+    await connection.close();
+    const [message] = await released();
+    expect(message?.at).toBeGreaterThanOrEqual(due);
+    expect(message?.at).toBeLessThan(due + 500);
+  });
 });
