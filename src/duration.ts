@@ -10,7 +10,7 @@ export type Duration = number | `${number}${keyof typeof unitMs}`;
 
 /** Milliseconds of a duration. `what` names the option in the error that a malformed one throws. */
 export function toMs(duration: Duration, what: string): number {
-  const match = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(`${duration}`);
+  const match = typeof duration === "string" ? /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(duration) : null;
   const ms =
     typeof duration === "number" ? duration : match ? Number(match[1]) * unitMs[match[2] as keyof typeof unitMs] : NaN;
   if (!(ms >= 0 && ms <= longestMs)) {

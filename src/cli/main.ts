@@ -93,4 +93,5 @@ try {
   console.error(error instanceof SortieError ? error.message : error);
   process.exit(1);
 }
+await new Promise<void>((resolve) => process.stdout.write("", () => resolve())); // a pipe takes its time
 process.exit(0); // not held up by a peer that does not close

@@ -33,7 +33,15 @@ export async function lookAfter(
   if (id === undefined) return listed(schedules, { stream, prefix });
   if (deed) {
     const result = await schedules[deeds[deed]](id, { stream });
-    if (result === "unknown") throw unknown(id);
+    if (result === "unknown") {
+      const isThere = deed !== "cancel" && deed !== "fire" && (await schedules.get(id, { stream }));
+      throw isThere
+        ? new SortieError("invalid-option", `Schedule "${id}" does not come again: cancel it`)
+        : unknown(id);
+    }
+    if (result === "already-fired") throw new SortieError("invalid-option", `Schedule "${id}" has fired`);
+    if (result === "cancelled" && deed !== "cancel")
+      throw new SortieError("invalid-option", `Schedule "${id}" was cancelled`);
     return [`${result}  ${id}`];
   }
   const status = await schedules.get(id, { stream });

@@ -1,4 +1,4 @@
-import type { DeadLetterReason } from "../dead-letter/story.ts";
+import { type DeadLetterReason, deadLetterHeaders } from "../dead-letter/story.ts";
 import type { ConsumerDefinition } from "../define/consumer.ts";
 import type { Message } from "../define/message.ts";
 import { schemaOf } from "../define/stream.ts";
@@ -33,13 +33,14 @@ export function read(delivery: Delivery, consumer: ConsumerDefinition, attempt: 
       sequence,
       publishedAt,
       headers,
-      ...(Number.isFinite(planned) && {
-        schedule: {
-          id: headers.get(releasedHeaders.schedule) ?? id,
-          plannedAt: new Date(planned as number),
-          lateMs: Math.max(0, publishedAt.getTime() - (due as number)),
-        },
-      }),
+      ...(Number.isFinite(planned) &&
+        !headers.has(deadLetterHeaders.reason) && {
+          schedule: {
+            id: headers.get(releasedHeaders.schedule) ?? id,
+            plannedAt: new Date(planned as number),
+            lateMs: Math.max(0, publishedAt.getTime() - (due as number)),
+          },
+        }),
     };
   }
 }

@@ -3,8 +3,9 @@ import { SortieError } from "../errors.ts";
 import { type Delivery, derivedId } from "../nats/delivery.ts";
 import { assertId, correlationHeader, type Headers, prepare, streamFor } from "../publish/outgoing.ts";
 import { publish } from "../publish/publish.ts";
-import { type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
+import { type Named, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
 import { type Cancelled, createSchedules, type Where } from "../schedule/schedules.ts";
+import { assertAlone } from "../schedule/when.ts";
 import type { Circumstances } from "./circumstances.ts";
 
 /** Has one of them stored, within a time. */
@@ -51,8 +52,10 @@ export class Outbox {
   readonly schedule = (subject: string, data: unknown, options: ScheduleOptions): Promise<void> =>
     this.#add(`schedule ${subject}`, async (id, headers) => {
       const { connection, streams, clock } = this.#shared;
+      const { id: given, ...when } = options;
+      assertAlone(when, `A schedule for "${subject}"`);
       const outgoing = { ...(await prepare(streams, subject, data)), id, headers };
-      const named = { ...options, id: options.id ?? id, nameless: options.id === undefined };
+      const named = { ...when, id: given ?? id, nameless: given === undefined } as Named;
       return scheduled(connection, outgoing, streamFor(streams, subject), named, clock.now()).store;
     });
 

@@ -25,7 +25,10 @@ export async function park(
   ms: number,
 ): Promise<void> {
   const own = delivery.headers();
-  const messageId = own.find(([header]) => header === "Nats-Msg-Id")?.[1];
+  // one that was released has its id besides what the server knew it by
+  const messageId = own.some(([header]) => header === idHeader)
+    ? undefined
+    : own.find(([header]) => header === "Nats-Msg-Id")?.[1];
   const headers: (readonly [string, string])[] = [
     ["Nats-Expected-Last-Subject-Sequence", "0"],
     [parkedHeaders.subject, delivery.subject],

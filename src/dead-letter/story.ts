@@ -76,7 +76,7 @@ export function deadLetterOf(
   const id = derivedId(delivery, "dead-letter");
   const own = delivery.headers();
   const first = (name: string) => own.find(([header]) => header === name)?.[1];
-  const messageId = first("Nats-Msg-Id") ?? first(idHeader);
+  const messageId = first(idHeader) ?? first("Nats-Msg-Id");
   const headers: [name: string, value: string][] = [
     [deadLetterHeaders.reason, story.reason],
     [deadLetterHeaders.stream, consumer.stream.name],

@@ -109,7 +109,11 @@ export function createHttp(app: App, options: HttpOptions): Hono {
         const first = stored.duplicate ? await storedAs(connection, stored, leftMs() / 2) : undefined;
         const release = first && releaseOf(first);
         if (release && !isSame({ subject: release.target, data: first.data }, outgoing)) return reused(c, stored);
-        return c.json({ schedule: { id, at: new Date(release?.at ?? at).toISOString() } }, 202);
+        // asked for again after it was cancelled, or released, it is neither made again nor said to wait
+        const [schedules] = stored.duplicate ? [createSchedules(connection, app.streams, { ms: leftMs() })] : [];
+        const known = await schedules?.get(id, { stream: stream.name });
+        const time = known?.at ?? new Date(release?.at ?? at);
+        return c.json({ schedule: { id, at: time.toISOString(), ...(known && { state: known.state }) } }, 202);
       }
       const published = await publish(connection, { ...outgoing, id: key }, leftMs());
       const first = published.duplicate ? await storedAs(connection, published, leftMs() / 2) : undefined;

@@ -15,6 +15,7 @@ import {
   rewritten,
   scheduleSubject,
 } from "../schedule/pending.ts";
+import { nextAfter } from "../schedule/recurrence.ts";
 import { type RecurringOptions, recurringOf } from "../schedule/recurring.ts";
 import { scheduled } from "../schedule/schedule.ts";
 import { createSchedules } from "../schedule/schedules.ts";
@@ -42,13 +43,13 @@ const longestMs = 20_000;
 export async function applySchedules(connection: Connection, { owner, schedules }: OwnedSchedules, told: Told) {
   const registry = `sortie.schedules.defined.${tokenOf(owner)}`;
   const keyOf = (stream: string, id: string) => `${stream}/${id}`;
-  const stored = await storedSchedule(
-    connection,
-    schedulesStream,
-    { last_by_subj: registry },
-    stepMs,
-    "reading what is defined",
-  );
+  const which = { last_by_subj: registry };
+  const asked = storedSchedule(connection, schedulesStream, which, stepMs, "reading what is defined");
+  const stored = await asked.catch((error: unknown) => {
+    const isMissing = error instanceof SortieError && error.code === "stream-missing";
+    if (isMissing && schedules.length === 0) return undefined; // no stream takes any
+    throw error;
+  });
   const before = stored ? (JSON.parse(new TextDecoder().decode(stored.data)) as { stream: string; id: string }[]) : [];
   const wanted = schedules.map(({ stream, id }) => ({ stream: stream.name, id }));
   const gone = before.filter(
@@ -58,11 +59,20 @@ export async function applySchedules(connection: Connection, { owner, schedules 
   const register = async (what: readonly object[], expected: number) => {
     const payload = new TextEncoder().encode(JSON.stringify(what));
     const headers = [[expectedLast, `${expected}`]] as const;
-    return (await publish(connection, { subject: registry, payload, headers }, stepMs)).sequence;
+    try {
+      return (await publish(connection, { subject: registry, payload, headers }, stepMs)).sequence;
+    } catch (error) {
+      if (!isOutrun(error)) throw error;
+      throw new SortieError(
+        "provision-refused",
+        `The schedules of app "${owner}" are being applied by somebody else at the same time: apply again`,
+        { cause: error },
+      );
+    }
   };
-  // known before it is made: what is made and not known would never be removed
-  const isNews = JSON.stringify(before) !== JSON.stringify(wanted);
-  const revision = isNews ? await register([...gone, ...wanted], stored?.sequence ?? 0) : 0;
+  // known before it is made, for what is made and not known would never be removed; and each time, so that of two who
+  // apply at once one is told
+  const revision = await register([...gone, ...wanted], stored?.sequence ?? 0);
   for (const definition of schedules) {
     const name = keyOf(definition.stream.name, definition.id);
     told(
@@ -78,7 +88,7 @@ export async function applySchedules(connection: Connection, { owner, schedules 
     await createSchedules(connection, [among], { ms: longestMs }).cancel(id);
     told("remove", keyOf(stream, id));
   }
-  if (isNews) await register(wanted, revision);
+  await register(wanted, revision);
 }
 
 function recordOf(connection: Connection, stream: string, id: string): Promise<StoredMessage | undefined> {
@@ -111,7 +121,7 @@ async function applyOne(
   const stored = await recordOf(connection, stream.name, id);
   const pending = stored && pendingOf(stored);
   const waits = pending && (!pending.state || pending.state === "paused") ? pending : undefined;
-  const hasEnded = options.until !== undefined && timeOf(options.until, "until", what).getTime() <= now;
+  const hasEnded = comesNoMore(options, now, what);
   if (hasEnded && !waits) return ["none", []];
   const isOnServer =
     pending?.state === "on-server" &&
@@ -130,15 +140,17 @@ async function applyOne(
   }
   const changes = changesOf(stored, waits, outgoing, options, what);
   if (changes.length === 0) return ["none", []];
-  if (hasEnded && changes.includes("times")) {
+  const { until, ...endless } = options;
+  const end = until === undefined ? undefined : timeOf(until, "until", what).getTime();
+  if (changes.includes("until") && end !== undefined && end < waits.planned) {
     await createSchedules(connection, [stream], { ms: longestMs }).cancel(id);
     return ["remove", ["until has passed"]];
   }
   const isSameTime = !changes.includes("times");
   if (isSameTime) {
     // its next time stays as it is: a message that changes with each deploy comes all the same
-    const { catchUp, overlap, jitterMs } = recurringOf({ ...options, until: undefined } as RecurringOptions, now, what);
-    const recurring = { ...waits.recurring, catchUp, overlap, jitterMs };
+    const { catchUp, overlap, jitterMs } = recurringOf(endless as RecurringOptions, now, what);
+    const recurring = { ...waits.recurring, catchUp, overlap, jitterMs, until: end };
     const changed = rewritten(stored, {
       [pendingHeaders.target]: subject,
       [pendingHeaders.recurring]: JSON.stringify(recurring),
@@ -151,6 +163,13 @@ async function applyOne(
   return ["update", changes];
 }
 
+/** Whether its end has come, or comes before its next time. */
+function comesNoMore({ until, ...endless }: RecurringOptions, now: number, what: string): boolean {
+  if (until === undefined) return false;
+  const end = timeOf(until, "until", what).getTime();
+  return end <= now || end < (nextAfter(recurringOf(endless as RecurringOptions, now, what), now) ?? Infinity);
+}
+
 function changesOf(
   stored: StoredMessage,
   { target, recurring }: Pending,
@@ -161,14 +180,15 @@ function changesOf(
   const { until, ...endless } = options;
   const wanted = recurringOf(endless as RecurringOptions, 0, what);
   const end = until === undefined ? undefined : timeOf(until, "until", what).getTime();
-  const times = (one: object | undefined, end: number | undefined) => {
+  const times = (one: object | undefined) => {
     const { everyMs, cron, timeZone } = (one ?? {}) as { everyMs?: number; cron?: string; timeZone?: string };
-    return JSON.stringify([everyMs, cron, timeZone, end]);
+    return JSON.stringify([everyMs, cron, timeZone]);
   };
   const rest = (one: Pick<typeof wanted, "catchUp" | "overlap" | "jitterMs"> | undefined) =>
     JSON.stringify([one?.catchUp, one?.overlap, one?.jitterMs]);
   return [
-    ...(times(recurring, recurring?.until) === times(wanted, end) ? [] : ["times"]),
+    ...(times(recurring) === times(wanted) ? [] : ["times"]),
+    ...(recurring?.until === end ? [] : ["until"]),
     ...(rest(recurring) === rest(wanted) ? [] : ["catchUp, overlap or jitter"]),
     ...(target === outgoing.subject ? [] : [`subject: ${target} → ${outgoing.subject}`]),
     ...(`${stored.data}` === `${outgoing.payload}` ? [] : ["data"]),

@@ -26,10 +26,11 @@ export interface Outgoing {
 
 /** Throws `invalid-option` for an id that no header can carry, or that is beyond all use. */
 export function assertId(id: string, what: string): void {
-  if (typeof id === "string" && id.isWellFormed() && /^[^\p{Cc}]{1,255}$/u.test(id)) return;
+  const isText = typeof id === "string" && id.isWellFormed() && /^[^\p{Cc}]{1,255}$/u.test(id);
+  if (isText && id.trim() === id) return; // at their ends spaces belong to nobody's header
   throw new SortieError(
     "invalid-option",
-    `${what}: expected an id of 1 to 255 characters without control characters, got ${JSON.stringify(id)?.slice(0, 300)}`,
+    `${what}: expected an id of 1 to 255 characters without control characters and without spaces at its ends, got ${JSON.stringify(id)?.slice(0, 300)}`,
   );
 }
 

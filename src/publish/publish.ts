@@ -20,14 +20,7 @@ export interface Published {
  */
 export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
   const { stream, subject, payload, id } = outgoing;
-  const limit = maxPayloadOf(connection) - (stream ? Math.min(storyBytes, maxPayloadOf(connection) / 4) : 0);
-  const besides = headersSize(outgoing);
-  if (payload.length + besides > limit) {
-    throw new SortieError(
-      "payload-too-large",
-      `The message for "${subject}" has ${payload.length} bytes and ${besides} of headers; here it may have ${limit} in all (the server's max_payload${stream ? ", less room for the story of a dead letter" : ""})`,
-    );
-  }
+  assertFits(connection, outgoing);
   const publishOnce = (leftMs: number) => {
     const options = {
       ...(outgoing.headers && { headers: headersFor(outgoing.headers) }),
@@ -48,6 +41,19 @@ export async function publish(connection: Connection, outgoing: Outgoing, ms: nu
     return { stream: ack.stream, sequence: ack.seq, duplicate: ack.duplicate };
   } catch (error) {
     throw explain(error, stream, subject, captured);
+  }
+}
+
+/** Throws `payload-too-large` for what the server would not take, or would as no dead letter. */
+export function assertFits(connection: Connection, outgoing: Outgoing): void {
+  const { stream, subject, payload } = outgoing;
+  const limit = maxPayloadOf(connection) - (stream ? Math.min(storyBytes, maxPayloadOf(connection) / 4) : 0);
+  const besides = headersSize(outgoing);
+  if (payload.length + besides > limit) {
+    throw new SortieError(
+      "payload-too-large",
+      `The message for "${subject}" has ${payload.length} bytes and ${besides} of headers; here it may have ${limit} in all (the server's max_payload${stream ? ", less room for the story of a dead letter" : ""})`,
+    );
   }
 }
 

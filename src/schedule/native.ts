@@ -58,7 +58,7 @@ export function nativeFor(
   }
   const headers = [
     [idHeader, id],
-    [scheduleHeader, `@at ${at.toISOString()}`],
+    [scheduleHeader, `@at ${new Date(Math.max(0, at.getTime())).toISOString()}`], // which the server can read
     [targetHeader, outgoing.subject],
     ...(outgoing.headers ?? []),
   ] as const;

@@ -48,6 +48,7 @@ export type Recurrence = { readonly until?: number } & (
 export function recurrenceOf(options: RecurrenceOptions, now: number, what: string): Recurrence {
   const { every, cron, timeZone, until } = options;
   if ((every === undefined) === (cron === undefined)) throw invalid("either `every` or `cron`");
+  if (timeZone !== undefined && typeof timeZone !== "string") throw invalid("`timeZone` to be a text", timeZone);
   const steps = cron === undefined ? evenly(every as Duration) : byClock(cron, timeZone ?? "UTC");
   const first = nextAfter(steps, now);
   if (first === undefined) throw invalid("a `cron` that comes at some time", cron);

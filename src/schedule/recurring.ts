@@ -1,13 +1,14 @@
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
+import type { Headers } from "../publish/outgoing.ts";
 import { latestUntil, nextAfter, type Recurrence, type RecurrenceOptions, recurrenceOf } from "./recurrence.ts";
-import { assertAlone } from "./when.ts";
+import { assertAlone, idHeader, releasedHeaders } from "./when.ts";
 
 /** How a schedule comes again. */
 export type RecurringOptions = RecurrenceOptions & {
   /**
    * What becomes of the times that passed by more than two minutes ago when nothing released them: each is released, in
-   * their order; only the latest; or none. @default "latest"
+   * their order; only the latest; or none. @default "latest"; with `overlap: "queue"` "all"
    */
   catchUp?: CatchUp;
   /**
@@ -16,7 +17,10 @@ export type RecurringOptions = RecurrenceOptions & {
    * @default "allow"
    */
   overlap?: Overlap;
-  /** Each is released up to so much later, by what its id and time make of it: many of the same time are spread. @default 0 */
+  /**
+   * Each is released up to so much later, by what its id and time make of it: many of the same time are spread. Shorter than
+   * the time between two of them; the last one is not put off beyond `until`. @default 0
+   */
   jitter?: Duration;
 };
 
@@ -44,10 +48,25 @@ const missedAfterMs = 120_000;
 /** @throws SortieError `invalid-option` for what cannot come again. */
 export function recurringOf(options: RecurringOptions, now: number, what: string): Recurring {
   assertAlone(options, what);
-  const { catchUp = "latest", overlap = "allow", jitter = 0, ...when } = options;
+  const { overlap = "allow", jitter = 0, ...others } = options;
+  const { catchUp = overlap === "queue" ? "all" : "latest", ...when } = others;
   assertOneOf("catchUp", ["all", "latest", "skip"], catchUp);
   assertOneOf("overlap", ["allow", "skip", "queue"], overlap);
-  return { ...recurrenceOf(when, now, what), catchUp, overlap, jitterMs: toMs(jitter, `${what}, jitter`) };
+  if (overlap === "queue" && catchUp !== "all") {
+    throw new SortieError(
+      "invalid-option",
+      `${what}: expected catchUp "all" with overlap "queue", for what waits in line is not to pass by, got "${catchUp}"`,
+    );
+  }
+  const jitterMs = toMs(jitter, `${what}, jitter`);
+  const recurrence = recurrenceOf(when as RecurrenceOptions, now, what);
+  if (jitterMs >= shortestOf(recurrence, now)) {
+    throw new SortieError(
+      "invalid-option",
+      `${what}: expected a jitter shorter than the time between two releases, got ${JSON.stringify(jitter)}`,
+    );
+  }
+  return { ...recurrence, catchUp, overlap, jitterMs };
 
   function assertOneOf(name: string, known: readonly string[], got: string): void {
     if (known.includes(got)) return;
@@ -57,6 +76,37 @@ export function recurringOf(options: RecurringOptions, now: number, what: string
     );
   }
 }
+
+/** The message id of what is released at one of its times: once, also where the schedule is made again meanwhile. */
+export function releaseIdOf({ id, planned }: { readonly id: string; readonly planned: number }): string {
+  return `sortie.release.${id}@${planned}`;
+}
+
+/** The headers of what is released at one of its times, which tell of it; `own` are the message's. */
+export function releasedFor(
+  { id, planned, at }: { readonly id: string; readonly planned: number; readonly at: number },
+  own: Headers,
+): Headers {
+  return [
+    ...own.filter(([header]) => header !== idHeader),
+    [idHeader, `${id}@${new Date(planned).toISOString()}`],
+    [releasedHeaders.schedule, id],
+    [releasedHeaders.scheduledFor, at === planned ? `${planned}` : `${planned} ${at}`],
+  ];
+}
+
+/** The shortest time between two of the next ones, in milliseconds; Infinity for one that comes once. */
+function shortestOf(recurrence: Recurrence, now: number): number {
+  let [shortest, at] = [Infinity, nextAfter(recurrence, now)];
+  for (let n = 0; n < looked && at !== undefined; n++) {
+    const next = nextAfter(recurrence, at);
+    if (next !== undefined) shortest = Math.min(shortest, next - at);
+    at = next;
+  }
+  return shortest;
+}
+
+const looked = 20;
 
 /** The first one after `after`; undefined where none comes any more. */
 export function occurrenceAfter(recurring: Recurring, id: string, after: number): Occurrence | undefined {
@@ -82,9 +132,11 @@ export function caughtUp(recurring: Recurring, id: string, planned: number, now:
   return occurrenceAt(recurring, id, latestUntil(recurring, planned, now) ?? planned);
 }
 
-function occurrenceAt({ jitterMs }: Recurring, id: string, planned: number | undefined): Occurrence | undefined {
+function occurrenceAt(recurring: Recurring, id: string, planned: number | undefined): Occurrence | undefined {
   if (planned === undefined) return undefined;
-  return { planned, due: planned + (jitterMs > 0 ? hashOf(`${id} ${planned}`) % (jitterMs + 1) : 0) };
+  const { jitterMs, until = Infinity } = recurring;
+  const spread = jitterMs > 0 ? hashOf(`${id} ${planned}`) % (jitterMs + 1) : 0;
+  return { planned, due: Math.min(planned + spread, Math.max(planned, until)) };
 }
 
 /** FNV-1a of its UTF-16 units, with a finishing mix: neighbouring times are to lie far apart. */

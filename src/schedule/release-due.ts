@@ -23,10 +23,10 @@ import {
   soonNotes,
   startOfMinute,
 } from "./pending.ts";
-import { caughtUp, type Occurrence, occurrenceAfter } from "./recurring.ts";
+import { caughtUp, type Occurrence, occurrenceAfter, releasedFor, releaseIdOf } from "./recurring.ts";
 import { secondsUntil } from "./schedule.ts";
 import { missingStream } from "./stored-schedule.ts";
-import { idHeader, releasedHeaders, tokenOf } from "./when.ts";
+import { tokenOf } from "./when.ts";
 
 /** How long before it is due a schedule is claimed, */
 const leadMs = 250;
@@ -47,7 +47,7 @@ const patienceMs = 5_000;
 const aheadMs = 5_000;
 
 /** Notes may still be written for minutes that have been over for so long: hosts' clocks differ. */
-const lateMs = 120_000;
+const lateMs = 600_000;
 
 /** Once an hour they are looked for in as many minutes as this. */
 const veryLateMs = 24 * 3_600_000;
@@ -83,6 +83,8 @@ interface Claimed {
   /** Its sequence when it was claimed, and when it was made: the id of what is released is made of that. */
   readonly revision: number;
   readonly first: number;
+  /** When, by the server's clock: others respect it for a while. */
+  readonly claimedAt: number;
   /** Who has claimed it before may have released it: where the target stream ended then, and when that was. */
   readonly before?: { readonly after: number; readonly since: number } | undefined;
 }
@@ -120,7 +122,7 @@ export interface ReleaseTimes {
  */
 export async function releaseDue(
   connection: Connection,
-  { name, duplicateWindowMs }: StreamDefinition,
+  { name, duplicateWindowMs, retention }: StreamDefinition,
   { leaveAt, settleBy, awaitsNews = true, now }: ReleaseTimes,
 ): Promise<Released> {
   const records = recordsIn<{ until: number }>(connection, schedulesStream, "schedules");
@@ -129,6 +131,7 @@ export async function releaseDue(
   const known = new Map<string, Note>();
   const done = new Map<Note, number>(); // and up to which sequence it is taken away: it may have been made again since
   const heard = new Set<Note>(); // whose schedule may not be stored yet
+  const moving = new Set<string>(); // which we note ourselves, a moment before their schedule has come to them
   const listings: Listing[] = [];
   const listedAt = new Map<Note, number>();
   const underWay = new Set<Promise<void>>();
@@ -285,6 +288,7 @@ export async function releaseDue(
 
   /** One that is made again may be what its schedule has now. */
   function hear(note: Note): void {
+    if (moving.has(note.subject)) return;
     const original = known.get(note.subject);
     if (original && done.delete(original)) {
       insert(original);
@@ -344,7 +348,10 @@ export async function releaseDue(
       }
       const pending = pendingOf(stored);
       if (pending.at > original.at || pending.state === "paused") {
-        over(note, stored.sequence); // it was replaced by a later one, or is resumed, with a note of its own
+        // it waits for later: it has a note for that, unless whoever was to make it has died
+        const later = noteFor(name, tokenOf(pending.id), pending.at, serverNow());
+        if (!pending.state && !known.has(later.subject)) await publish(connection, later, leftMs());
+        over(note, stored.sequence);
         return undefined;
       }
       if (pending.state) {
@@ -393,8 +400,9 @@ export async function releaseDue(
       ...(recurring && { [pendingHeaders.planned]: `${planned}` }),
       [pendingHeaders.releasing]: before ? `${first} ${after} ${since}` : `${first} ${lastOfTarget}`,
     });
+    const began = serverNow();
     const { sequence: revision } = await publish(connection, claim, leftMs());
-    return { note, pending: { ...pending, planned, at: due }, stored, revision, first, before };
+    return { note, pending: { ...pending, planned, at: due }, stored, revision, first, before, claimedAt: began };
   }
 
   /** Releases it when it is due: many of them in one piece where they are due together. */
@@ -413,10 +421,14 @@ export async function releaseDue(
   }
 
   async function releaseOne(claimed: Claimed): Promise<void> {
-    const { note, pending, stored, revision, first, before } = claimed;
+    const { note, pending, stored, revision, first, before, claimedAt } = claimed;
     const { at, target } = pending;
     try {
-      const id = `sortie.release.${first}.${at}`;
+      if (serverNow() > claimedAt + patienceMs - leadMs && !(await isStillOurs(claimed))) {
+        insert(note, serverNow() + patienceMs); // another one may have taken it over: this function stood still
+        return;
+      }
+      const id = pending.recurring ? releaseIdOf(pending) : `sortie.release.${first}.${at}`;
       const isForgotten = before && serverNow() > before.since + duplicateWindowMs;
       let sequence = isForgotten ? await sequenceOf(target, before.after, id) : undefined;
       if (sequence === undefined) {
@@ -436,15 +448,15 @@ export async function releaseDue(
   }
 
   /** What the released message has of its schedule's headers, and what it tells of it. */
-  function headersOf({ pending: { id, recurring, planned, at }, stored }: Claimed): Headers {
+  function headersOf({ pending, stored }: Claimed): Headers {
     const own = stored.headers.filter(([header]) => !/^nats-/i.test(header) && !ofSchedule.has(header));
-    if (!recurring) return own;
-    return [
-      ...own.filter(([header]) => header !== idHeader),
-      [idHeader, `${id}@${new Date(planned).toISOString()}`],
-      [releasedHeaders.schedule, id],
-      [releasedHeaders.scheduledFor, at === planned ? `${planned}` : `${planned} ${at}`],
-    ];
+    return pending.recurring ? releasedFor(pending, own) : own;
+  }
+
+  async function isStillOurs({ note, revision }: Claimed): Promise<boolean> {
+    const which = { last_by_subj: note.schedule };
+    const stored = await storedMessage(connection, schedulesStream, which, leftMs(), "reading a schedule");
+    return stored?.sequence === revision;
   }
 
   /** One that is released comes again, or leaves a word that it was. */
@@ -456,8 +468,8 @@ export async function releaseDue(
       await records.remove(claimed.sequence, leftMs());
       return over(note, 0);
     }
-    await leaveWord(claimed, pending);
-    over(note, claimed.sequence);
+    if (await leaveWord(claimed, pending)) over(note, claimed.sequence);
+    else lookAgain(note);
   }
 
   /** Has a schedule wait for another one of its times, or leave a word where none comes. */
@@ -469,19 +481,28 @@ export async function releaseDue(
   ): Promise<void> {
     const pending = pendingOf(stored);
     if (!next) {
-      await leaveWord(stored, pending);
-      return over(note, stored.sequence);
+      if (await leaveWord(stored, pending)) return over(note, stored.sequence);
+      return lookAgain(note);
     }
-    const noted = noteFor(name, tokenOf(pending.id), next.due, serverNow());
+    const due = Math.max(next.due, pending.at + 1); // a note of an earlier time than it has would be taken for an old one
+    const noted = noteFor(name, tokenOf(pending.id), due, serverNow());
+    const again = noteOf(noted.subject);
     const waits = rewritten(stored, {
-      [pendingHeaders.at]: `${next.due}`,
+      [pendingHeaders.at]: `${due}`,
       [pendingHeaders.planned]: `${next.planned}`,
       [pendingHeaders.releasing]: undefined,
       [pendingHeaders.previous]: previous === undefined ? undefined : `${previous}`,
     });
-    await publish(connection, noted, leftMs()); // first: who has a note of an earlier time finds that it waits
-    await publish(connection, waits, leftMs());
-    const again = noteOf(noted.subject);
+    moving.add(again.subject);
+    try {
+      await publish(connection, noted, leftMs()); // first: who has a note of an earlier time finds that it waits
+      await publish(connection, waits, leftMs());
+    } catch (error) {
+      if (!isOutrun(error)) throw error;
+      return lookAgain(note);
+    } finally {
+      moving.delete(again.subject);
+    }
     if (again.subject !== note.subject) over(note, stored.sequence);
     if (again.at >= listedUntil || add(again)) return;
     // it was found before its schedule had come to it
@@ -490,7 +511,13 @@ export async function releaseDue(
     if (!agenda.some(({ subject }) => subject === again.subject)) insert(original);
   }
 
-  async function leaveWord(stored: StoredMessage, { id, at }: Pending): Promise<void> {
+  /** Somebody has cancelled, paused or replaced it meanwhile: it may be due again. */
+  function lookAgain({ subject }: Note): void {
+    insert(known.get(subject) as Note);
+  }
+
+  /** False where somebody has written in its place. */
+  async function leaveWord(stored: StoredMessage, { id, at }: Pending): Promise<boolean> {
     const forgetAt = Math.round(serverNow()) + rememberedMs;
     const seconds = secondsUntil(connection, forgetAt, serverNow());
     const memo = memoFor(stored, { id, state: "released", at, forgetAt, seconds });
@@ -498,23 +525,32 @@ export async function releaseDue(
       await publish(connection, memo, leftMs());
     } catch (error) {
       if (!isOutrun(error)) throw error;
-      return; // another one has its id by now
+      return false;
     }
     if (seconds === undefined) await publish(connection, noteFor(name, tokenOf(id), forgetAt, serverNow()), leftMs());
+    return true;
   }
 
   /** Whether the one before is still to be handled: it waits for a consumer of its subject, or is parked for a retry. */
   async function isUnhandled({ target, previous }: Pending): Promise<boolean> {
     if (previous === undefined) return false;
+    const isThere = async () => {
+      const kept = await storedMessage(connection, name, { seq: previous }, leftMs(), "looking for the one before");
+      return kept?.subject === target; // a work queue lets go of what is handled
+    };
+    const isAwaited = async () => {
+      const consumers = await consumersOf(connection, name, leftMs());
+      return consumers.some((one) => isAwaiting(one, { subject: target, sequence: previous }));
+    };
     const parked = { next_by_subj: parkedSubject(name, "*", previous, "*"), seq: 1 };
-    const [consumers, retry] = await Promise.all([
-      consumersOf(connection, name, leftMs()),
+    const [isLeft, retry] = await Promise.all([
+      retention === "workqueue" ? isThere() : isAwaited(),
       storedMessage(connection, parkedStream, parked, leftMs(), "looking for a retry").catch((error: unknown) => {
         if (!/stream not found/i.test(textOf(error))) throw error; // an app without far retries has none
         return undefined;
       }),
     ]);
-    return Boolean(retry) || consumers.some((one) => isAwaiting(one, { subject: target, sequence: previous }));
+    return Boolean(retry) || isLeft;
   }
 
   /** Where the target stream has it, whose id may have been forgotten there. */

@@ -2,12 +2,11 @@ import { schedulesStream } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
-import { managerOn } from "../nats/jetstream.ts";
 import { within } from "../nats/within.ts";
 import { isReleasedByServer, scheduleSubjects } from "./native.ts";
 import { allNotes } from "./pending.ts";
 import { type Released, releaseDue } from "./release-due.ts";
-import { storedSchedule } from "./stored-schedule.ts";
+import { missingStream, storedSchedule } from "./stored-schedule.ts";
 
 /** What one scheduler invocation did for the schedules of one stream. */
 interface ReleasedOf extends Partial<Released> {
@@ -43,8 +42,11 @@ const tailMs = 1_000;
 export async function release(
   connection: Connection,
   streams: readonly StreamDefinition[],
-  { deadline, lingerMs = 0, now = Date.now }: ReleaseOptions,
+  { deadline, lingerMs = 0, now: clock = Date.now }: ReleaseOptions,
 ): Promise<ReleaseReport> {
+  // a clock that is set right meanwhile is not to make anything early
+  const [began, since] = [clock(), performance.now()];
+  const now = () => began + (performance.now() - since);
   const tail = Math.min(tailMs, (deadline - now()) / 4);
   const times = { leaveAt: Math.min(now() + lingerMs, deadline - tail), settleBy: deadline - tail / 2, now };
   const leftMs = () => times.settleBy - now();
@@ -79,15 +81,20 @@ export async function hasToRelease(
 }
 
 async function countOnServer(connection: Connection, name: string, ms: number): Promise<number> {
-  const looking = managerOn(connection).then((jsm) =>
-    jsm.streams.info(name, { subjects_filter: scheduleSubjects(name) }),
-  );
-  const { config, state } = await within(ms, "looking at the schedules", looking);
-  if (!config.allow_msg_schedules) {
+  // from beyond the last of them, so that they are counted and not listed
+  const what = JSON.stringify({ subjects_filter: scheduleSubjects(name), offset: 2 ** 31 - 1 });
+  const asked = connection.request(`$JS.API.STREAM.INFO.${name}`, what, { timeout: Math.max(1, ms) });
+  const { error, config, total } = (await within(ms, "looking at the schedules", asked)).json<{
+    error?: { description: string };
+    config?: { allow_msg_schedules?: boolean };
+    total?: number;
+  }>();
+  if (error) throw missingStream(name, error.description);
+  if (!config?.allow_msg_schedules) {
     throw new SortieError(
       "schedule-refused",
       `Stream "${name}" is defined with schedules, but the server's does not allow them. Bring it up to date: npx sortie apply <the module with your app>`,
     );
   }
-  return Object.keys(state.subjects ?? {}).length;
+  return total ?? 0;
 }

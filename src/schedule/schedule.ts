@@ -4,7 +4,7 @@ import type { Connection } from "../nats/connection.ts";
 import { serverIsAtLeast } from "../nats/jetstream.ts";
 import type { StoredMessage } from "../nats/stored-message.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
-import { type Published, publish } from "../publish/publish.ts";
+import { assertFits, type Published, publish } from "../publish/publish.ts";
 import {
   changeable,
   isReleasedByServer,
@@ -15,8 +15,8 @@ import {
   replaceNative,
 } from "./native.ts";
 import { memoFor, namelessFor, pendingFor, pendingOf, rememberedMs, scheduleSubject } from "./pending.ts";
-import { occurrenceAfter, type RecurringOptions, recurringOf } from "./recurring.ts";
-import { dueAt, releasedHeaders, tokenOf, type When } from "./when.ts";
+import { occurrenceAfter, type RecurringOptions, recurringOf, releasedFor, releaseIdOf } from "./recurring.ts";
+import { assertWithin, dueAt, releasedHeaders, tokenOf, type When } from "./when.ts";
 
 /** When a message is released, once or time and again. */
 export type ScheduleOptions =
@@ -68,6 +68,9 @@ export function scheduled(
     const first = occurrenceAfter(recurring, id, now);
     if (!first) throw new SortieError("invalid-option", `${what}: expected \`until\` to leave time for one at least`);
     const { planned, due } = first;
+    assertWithin(new Date(due), now, what);
+    const released = releasedFor({ id, planned, at: due }, outgoing.headers ?? []);
+    assertFits(connection, { ...outgoing, id: releaseIdOf({ id, planned }), headers: released });
     const again = { ...recurring, planned, owner, isPaused };
     const messages = pendingFor(outgoing, { stream: stream.name, id, at: due, recurring: again }, now);
     return {
@@ -91,8 +94,8 @@ export function scheduled(
     return {
       at,
       async store(ms) {
-        const replacing = replaceNative(connection, schedule, stream.name, ms);
-        const [stored] = await Promise.all([replacing, publish(connection, word, ms)]);
+        const stored = await replaceNative(connection, schedule, stream.name, ms);
+        await publish(connection, word, ms); // after it: what was refused is not told of
         return stored;
       },
     };

@@ -202,7 +202,7 @@ export function createSchedules(
   async function read(stream: StreamDefinition, token: string, left: number): Promise<Found> {
     const [record, native] = await Promise.all([
       messageOf(schedulesStream, scheduleSubject(stream.name, token), left),
-      onServer ? messageOf(stream.name, nativeSubject(stream.name, token), left) : undefined,
+      onServer ? nativeIn(stream, token, left) : undefined,
     ]);
     if (!record || native) return { stream, ...(native && { native }) };
     const pending = pendingOf(record);
@@ -210,6 +210,16 @@ export function createSchedules(
     const isDue = pending.planned <= (await serverTime(connection, stream.name, left));
     const state = isDue ? "released" : "cancelled"; // the server lets go of nothing before it is due
     return { stream, record: { ...record, pending: { ...pending, state } } };
+  }
+
+  async function nativeIn({ name, schedules }: StreamDefinition, token: string, left: number) {
+    try {
+      return await messageOf(name, nativeSubject(name, token), left);
+    } catch (error) {
+      const isMissing = error instanceof SortieError && error.code === "stream-missing";
+      if (isMissing && schedules === "function") return undefined; // which keeps none of its schedules
+      throw error;
+    }
   }
 
   function messageOf(stream: string, subject: string, left: number): Promise<StoredMessage | undefined> {
@@ -229,9 +239,23 @@ export function createSchedules(
     if (!record || !pending) return "unknown" as never;
     if (pending.state === "cancelled") return "cancelled";
     if (pending.state === "released") return "already-fired";
-    if (pending.releasing) return pending.recurring ? undefined : "already-fired";
-    await publish(connection, wordOf(record, pending.id, pending.at), leftMs());
+    // one that comes again does not after what is being released
+    if (pending.releasing && !pending.recurring) return "already-fired";
+    await leaveWord(stream, record, leftMs);
     return "cancelled";
+  }
+
+  /** Tells in its place that it was cancelled, for as long as that is remembered. */
+  async function leaveWord(
+    { name }: StreamDefinition,
+    record: StoredMessage & { readonly pending: Pending },
+    leftMs: () => number,
+  ): Promise<void> {
+    const { id, at } = record.pending;
+    await publish(connection, wordOf(record, id, at), leftMs());
+    const forgetAt = Math.max(at, now()) + rememberedMs;
+    if (secondsUntil(connection, forgetAt, now()) === undefined)
+      await publish(connection, noteFor(name, tokenOf(id), Math.ceil(forgetAt), now()), leftMs());
   }
 
   /** That it was cancelled. */
@@ -255,8 +279,9 @@ export function createSchedules(
         ...sooner,
         headers: [...all, ["Nats-Expected-Last-Subject-Sequence", `${schedule.sequence}`]] as const,
       };
-      await publish(connection, replacing, Math.min(withinMs, leftMs()));
+      // first: without its schedule it says that this was released
       await publish(connection, wordOfServer(connection, stream.name, id, serverNow, serverNow), leftMs());
+      await publish(connection, replacing, Math.min(withinMs, leftMs()));
       return "fired";
     }
     const pending = record?.pending;
@@ -268,11 +293,15 @@ export function createSchedules(
       return "fired";
     }
     if (pending.releasing) return "already-fired";
-    const at = Math.floor(now());
+    const at = Date.parse(record.time); // which has passed by the server's clock, whatever ours says
     await move(stream, record, at, {}, leftMs());
     const settleBy = now() + leftMs();
-    await releaseDue(connection, stream, { leaveAt: now(), settleBy, now }); // or whoever does so next
-    return "fired";
+    const { error } = await releaseDue(connection, stream, { leaveAt: now(), settleBy, now });
+    const after = pendingOf((await messageOf(schedulesStream, record.subject, leftMs())) ?? record);
+    if (after.state === "cancelled") return "cancelled";
+    if (after.state || after.releasing || after.at > at) return "fired"; // or made again since
+    if (error) throw new SortieError("stream-refused", `Schedule "${pending.id}" waits to be released: ${error}`);
+    return undefined;
   }
 
   async function publishOnceMore(stream: StreamDefinition, record: StoredMessage & { pending: Pending }, left: number) {
@@ -292,7 +321,6 @@ export function createSchedules(
     const pending = record?.pending;
     if (!record || !pending?.recurring || isOver(pending)) return "unknown" as const;
     if (pending.state === "paused") return "paused" as const;
-    if (pending.releasing) return undefined;
     await publish(connection, rewritten(record, { [pendingHeaders.state]: "paused" }), leftMs());
     return "paused" as const;
   }
@@ -306,10 +334,14 @@ export function createSchedules(
     }
     const next = occurrenceAfter(pending.recurring, pending.id, now());
     if (!next) {
-      await publish(connection, wordOf(record, pending.id, pending.at), leftMs());
+      await leaveWord(stream, record, leftMs);
       return "unknown" as const; // its times passed by meanwhile
     }
-    const changes = { [pendingHeaders.state]: undefined, [pendingHeaders.planned]: `${next.planned}` };
+    const changes = {
+      [pendingHeaders.state]: undefined,
+      [pendingHeaders.releasing]: undefined,
+      [pendingHeaders.planned]: `${next.planned}`,
+    };
     await move(stream, record, next.due, changes, leftMs());
     return "resumed" as const;
   }

@@ -5,7 +5,7 @@ import { assertId } from "../publish/outgoing.ts";
 /** When a message is released: after a while, or at a point in time. */
 export type When = { in: Duration; at?: never } | { at: Date | string; in?: never };
 
-const rfc3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/i;
+const rfc3339 = /^(\d{4}-\d\d-\d\d)T([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/i;
 
 const horizonMs = 10 * 366 * 86_400_000;
 
@@ -27,7 +27,13 @@ export const releasedHeaders = {
 export function dueAt(when: When, now: number, what: string): Date {
   assertAlone(when, what);
   const at = when.in === undefined ? timeOf(when.at, "at", what) : new Date(now + toMs(when.in, what));
-  if (at.getTime() - now <= horizonMs) return at;
+  assertWithin(at, now, what);
+  return at;
+}
+
+/** Throws `schedule-refused` for a time beyond ten years. */
+export function assertWithin(at: Date, now: number, what: string): void {
+  if (at.getTime() - now <= horizonMs) return;
   throw new SortieError("schedule-refused", `${what} at ${at.toISOString()}: expected a time within ten years`);
 }
 
@@ -50,7 +56,9 @@ export function assertAlone(options: object, what: string): void {
 
 /** The point in time that an option names. Throws `invalid-option` for a malformed one. */
 export function timeOf(time: Date | string, option: string, what: string): Date {
-  const isTime = time instanceof Date || (typeof time === "string" && rfc3339.test(time));
+  const [, day] = (typeof time === "string" && rfc3339.exec(time)) || [];
+  const isDay = day !== undefined && new Date(`${day}T00:00Z`).getUTCDate() === Number(day.slice(8)); // not 30 February
+  const isTime = time instanceof Date || isDay;
   const date = isTime ? new Date(time) : undefined;
   if (date && !Number.isNaN(date.getTime())) return date;
   throw new SortieError(
@@ -62,6 +70,8 @@ export function timeOf(time: Date | string, option: string, what: string): Date 
 /** One subject token for any id, different ids giving different tokens. */
 export function tokenOf(id: string): string {
   assertId(id, "A schedule");
+  if (/^\.{1,2}$/.test(id))
+    throw new SortieError("invalid-option", `A schedule: expected an id that a URL can end with, got "${id}"`);
   return encodeURIComponent(id).replace(/[.*!'()~]/g, (char) => `%${char.charCodeAt(0).toString(16).toUpperCase()}`);
 }
 

@@ -88,6 +88,44 @@ describe("a schedule that an app defines", () => {
     expect(await deploy("one")).toEqual([]);
   });
 
+  it("keeps its rhythm where only its end changes, and is done with once its end leaves no time for another", async () => {
+    await deploy("ending", daily());
+    const before = await schedules.get("daily");
+    const until = new Date(Date.now() + 10 * 86_400_000);
+    expect(await deploy("ending", daily({ until }))).toEqual(["update REPORTS/daily until"]);
+    expect((await schedules.get("daily"))?.at).toEqual(before?.at);
+    await schedules.cancel("daily");
+    expect(await deploy("ending", daily({ until: new Date(Date.now() + 60_000) }))).toEqual(["none REPORTS/daily"]);
+    expect(await deploy("ending")).toEqual(["remove REPORTS/daily"]);
+  });
+
+  it("of which two deploys are applied at once is never left over", async () => {
+    const many = Array.from({ length: 20 }, (_, n) =>
+      defineSchedule(reports, `many ${n}`, { subject: "reports.send", data: "x", every: "1h" }),
+    );
+    await deploy("twice", ...many);
+    const ended = await Promise.allSettled([deploy("twice"), deploy("twice", ...many)]);
+    const failed = ended.filter(({ status }) => status === "rejected");
+    for (const one of failed) expect(one).toMatchObject({ reason: { code: "provision-refused" } });
+    await deploy("twice");
+    expect((await schedules.list({ prefix: "many" })).schedules).toEqual([]);
+  });
+
+  it("is not asked of a server that keeps none, and let go of with its stream", async () => {
+    await using other = await startSystem(createApp({ streams: [] }));
+    const own = await other.connect();
+    const without = defineStream("WITHOUT", { subjects: { without: z.string() }, schedules: false });
+    const apps = [{ owner: "a", schedules: [] }];
+    await apply(own, { streams: [without], consumers: [], schedules: apps });
+    const gone = defineStream("GONE", { subjects: { gone: z.string() } });
+    const defined = defineSchedule(gone, "g", { subject: "gone", data: "x", every: "1h" });
+    await apply(own, { streams: [gone], consumers: [], schedules: [{ owner: "a", schedules: [defined] }] });
+    await other.jsm.streams.delete("GONE");
+    const applied = await apply(own, { streams: [without], consumers: [], schedules: apps });
+    expect(applied.at(-1)).toMatchObject({ kind: "schedule", name: "GONE/g", action: "remove" });
+    disconnect(own);
+  });
+
   it("of an id that somebody has scheduled otherwise is refused", async () => {
     await schedules.schedule("reports.build", { kind: "daily" }, { in: "1h", id: "taken" });
     const taking = defineSchedule(reports, "taken", { subject: "reports.send", data: "x", every: "1h" });

@@ -1,0 +1,243 @@
+import { describe, it } from "vitest";
+import * as z from "zod";
+import { createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
+import { type Connection, disconnect } from "../../src/nats/connection.ts";
+import { release } from "../../src/schedule/release.ts";
+import { createSchedules } from "../../src/schedule/schedules.ts";
+import { altered } from "../support/connections.ts";
+import { programOf, type ServerVersion } from "../support/servers.ts";
+import { type System, startSystem } from "../support/system.ts";
+
+const tasks = defineStream("TASKS", {
+  subjects: { "tasks.later": z.any(), "tasks.other": z.any() },
+  schedules: "function",
+  duplicateWindow: "1s",
+});
+const app = createApp({ streams: [tasks] });
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+async function start(version: ServerVersion = "newest") {
+  const system = await startSystem(app, { binary: programOf(version) });
+  const open: Connection[] = [];
+  const connect = async () => {
+    const connection = await system.connect();
+    open.push(connection);
+    return connection;
+  };
+  return {
+    system,
+    connect,
+    client: async (now = Date.now) => createSchedules(await connect(), [tasks], { now }),
+    run: async (lingerMs: number, now = Date.now, connection?: Connection) =>
+      release(connection ?? (await connect()), [tasks], { deadline: now() + lingerMs + 2_000, lingerMs, now }),
+    async [Symbol.asyncDispose]() {
+      for (const one of open) disconnect(one);
+      await system[Symbol.asyncDispose]();
+    },
+  };
+}
+
+async function released({ jsm }: System): Promise<{ data: unknown; lateMs: number }[]> {
+  const { state } = await jsm.streams.info("TASKS");
+  const found = [];
+  for (let seq = Math.max(1, state.first_seq); seq <= state.last_seq; seq++) {
+    const message = await jsm.streams.getMessage("TASKS", { seq });
+    if (!message || message.subject.startsWith("sortie.")) continue;
+    const due = Number(message.header.get("Sortie-Scheduled-For").split(" ").at(-1));
+    found.push({ data: message.json(), lateMs: message.time.getTime() - due });
+  }
+  return found;
+}
+
+const dataOf = async (system: System) => (await released(system)).map(({ data }) => data);
+
+describe.concurrent("a schedule", () => {
+  it("of the past that is made again within the minute is released again", async ({ expect }) => {
+    await using started = await start("2.10");
+    const schedules = await started.client();
+    const running = started.run(2_500);
+    await sleep(400);
+    await schedules.schedule("tasks.later", 1, { at: "2020-01-01T00:00:00Z", id: "x" });
+    await sleep(700);
+    await schedules.schedule("tasks.later", 2, { at: "2020-01-01T00:00:00Z", id: "x" });
+    await running;
+    await started.run(0);
+    expect(await dataOf(started.system)).toEqual([1, 2]);
+  });
+
+  it("that comes again is not lost where it is paused and resumed just before its time", async ({ expect }) => {
+    await using started = await start("2.9");
+    const schedules = await started.client();
+    const running = started.run(3_500);
+    const made = Date.now();
+    await schedules.schedule("tasks.later", 1, { every: "2s", id: "x" });
+    await sleep(made + 1_500 - Date.now());
+    await schedules.pause("x");
+    await sleep(made + 1_880 - Date.now());
+    await schedules.resume("x");
+    await running;
+    expect(await dataOf(started.system)).toEqual([1]);
+  });
+
+  it("that comes again is released once where it is made again just before its time", async ({ expect }) => {
+    await using started = await start();
+    const schedules = await started.client();
+    const running = started.run(6_500);
+    const often = { cron: "*/3 * * * * *", id: "x" };
+    const { at } = await schedules.schedule("tasks.later", 1, often);
+    await sleep(at.getTime() - Date.now() - 100);
+    await schedules.schedule("tasks.later", 1, often);
+    await running;
+    const planned = (await started.system.jsm.streams.info("TASKS")).state.messages;
+    expect(planned).toBeGreaterThan(0);
+    expect((await released(started.system)).every(({ lateMs }) => lateMs < 2_000)).toBe(true);
+    const ids = new Set();
+    for (let seq = 1; seq <= planned; seq++)
+      ids.add((await started.system.jsm.streams.getMessage("TASKS", { seq }))?.header.get("Sortie-Id"));
+    expect(ids.size).toBe(planned);
+  });
+
+  it("is fired or cancelled, where both are asked for at once, as each is told", async ({ expect }) => {
+    await using started = await start("2.10");
+    const [one, another] = [await started.client(), await started.client()];
+    const running = started.run(5_000);
+    const answers = await Promise.all(
+      Array.from({ length: 60 }, async (_, n) => {
+        await one.schedule("tasks.later", n, { in: "1h", id: `x${n}` });
+        const cancelling = sleep(Math.random() * 6).then(() => another.cancel(`x${n}`));
+        return Promise.all([one.fireNow(`x${n}`), cancelling]);
+      }),
+    );
+    await running;
+    const fired = (await dataOf(started.system)) as number[];
+    for (const [n, [firing, cancelling]] of answers.entries()) {
+      const isFired = fired.filter((one) => one === n).length;
+      expect({ n, firing, cancelling, isFired }).toEqual(
+        isFired
+          ? { n, firing: "fired", cancelling: "already-fired", isFired: 1 }
+          : { n, firing: "cancelled", cancelling: "cancelled", isFired: 0 },
+      );
+    }
+  });
+
+  it("is not early where a host's clock is set right while its function waits", async ({ expect }) => {
+    await using started = await start();
+    const schedules = await started.client();
+    await schedules.schedule("tasks.later", 1, { in: "2s", id: "x" });
+    await schedules.schedule("tasks.later", 2, { in: "40s", id: "y" });
+    let wrongMs = -600_000;
+    const running = started.run(3_000, () => Date.now() + wrongMs);
+    await sleep(1_000);
+    wrongMs = 0;
+    await running;
+    const found = await released(started.system);
+    expect(found.map(({ data }) => data)).toEqual([1]);
+    expect(found[0]?.lateMs).toBeGreaterThanOrEqual(0);
+  });
+
+  it.for([-108_000_000, -600_000, 3_600_000])(
+    "is found at once whatever the clock of who schedules it: %i ms",
+    async (ahead, { expect }) => {
+      await using started = await start("2.10");
+      const { system } = started;
+      await system.js.publish("sortie.schedules.done.TASKS", JSON.stringify({ until: Date.now() - 601_000 }));
+      const schedules = await started.client(() => Date.now() + ahead);
+      const running = started.run(2_500);
+      await sleep(300);
+      await schedules.schedule("tasks.later", 1, { at: new Date(Date.now() + 1_000), id: "absolute" });
+      await schedules.schedule("tasks.later", 2, { in: "1h", id: "fired" });
+      expect(await schedules.fireNow("fired")).toBe("fired");
+      if (ahead < 0) await schedules.schedule("tasks.later", 3, { in: "1s", id: "relative" });
+      await running;
+      expect((await dataOf(system)).toSorted()).toEqual(ahead < 0 ? [1, 2, 3] : [1, 2]);
+    },
+  );
+
+  it("is not released by a function that stood still while another one has taken it over", async ({ expect }) => {
+    await using started = await start();
+    const schedules = await started.client();
+    await schedules.schedule("tasks.later", 1, { in: "1500ms", id: "x" });
+    const connection = await started.connect();
+    const frozen = altered(connection, {
+      async request(subject, ...rest) {
+        const answer = connection.request(subject, ...rest);
+        if (subject !== "sortie.schedules.id.TASKS.x") return answer;
+        await sleep(8_500);
+        return answer;
+      },
+    });
+    const slow = release(frozen, [tasks], { deadline: Date.now() + 20_000, lingerMs: 12_000 });
+    await sleep(2_000);
+    await started.run(6_500);
+    expect(await dataOf(started.system)).toEqual([1]);
+    await slow;
+    expect(await dataOf(started.system)).toEqual([1]);
+  }, 40_000);
+
+  it("that comes again into a full stream is cancelled all the same", async ({ expect }) => {
+    const full = defineStream("FULL", { subjects: { full: z.any() }, retention: "workqueue", maxMessages: 1 });
+    await using system = await startSystem(createApp({ streams: [full] }));
+    await system.publish("full", 0);
+    const connection = await system.connect();
+    const schedules = createSchedules(connection, [full]);
+    await schedules.schedule("full", 1, { every: "1s", id: "x" });
+    await release(connection, [full], { deadline: Date.now() + 3_500, lingerMs: 1_500 });
+    expect(await schedules.get("x")).toMatchObject({ state: "releasing" });
+    expect(await schedules.cancel("x")).toBe("cancelled");
+    disconnect(connection);
+  });
+
+  it("that is refused leaves the one before, and no word of itself", async ({ expect }) => {
+    const native = defineStream("NATIVE", { subjects: { native: z.any() } });
+    await using system = await startSystem(createApp({ streams: [native] }));
+    const connection = await system.connect();
+    const schedules = createSchedules(connection, [native]);
+    const big = "p".repeat(1 << 20);
+    await expect(schedules.schedule("native", big, { in: "1h", id: "never" })).rejects.toThrow(/bytes/);
+    expect(await schedules.cancel("never")).toBe("unknown");
+    await schedules.schedule("native", 1, { in: "1s", id: "x" });
+    await expect(schedules.schedule("native", big, { in: "1h", id: "x" })).rejects.toThrow(/bytes/);
+    await expect.poll(() => schedules.get("x")).toMatchObject({ state: "released" });
+    expect(await schedules.cancel("x")).toBe("already-fired");
+    await expect(
+      schedules.schedule("native", big.slice(0, 1_043_078), { every: "1s", id: "é".repeat(250) }),
+    ).rejects.toThrow(/bytes/);
+    disconnect(connection);
+  });
+
+  it("leaves nothing behind for ever where it is cancelled, also on a server that forgets nothing", async ({
+    expect,
+  }) => {
+    await using started = await start("2.10");
+    const schedules = await started.client();
+    await schedules.schedule("tasks.later", 1, { in: "1h", id: "x" });
+    expect(await schedules.cancel("x")).toBe("cancelled");
+    const filter = { subjects_filter: "sortie.schedules.at.>" };
+    const { state } = await started.system.jsm.streams.info("SORTIE_SCHEDULES", filter);
+    const times = Object.keys(state.subjects ?? {}).map((subject) => Number(subject.split(".").at(-2)));
+    expect(Math.max(...times)).toBeGreaterThan(Date.now() + 6.9 * 86_400_000);
+  });
+
+  it("is told of by its own id, when its message comes again from where it was parked", async ({ expect }) => {
+    const kept = defineStream("KEPT", { subjects: { kept: z.any() }, captures: ["dead.>"], schedules: "function" });
+    const retry = { attempts: 2, backoff: fixed("5s") };
+    const worker = defineConsumer(kept, "worker", { filter: "kept", deadLetter: "dead.x", maxAckPending: 100, retry });
+    const seen: unknown[] = [];
+    const handling = createApp({ streams: [kept] }).on(worker, ({ id, schedule, attempt }) => {
+      seen.push([attempt, id, schedule?.id]);
+      if (attempt === 1) throw new Error("later");
+    });
+    await using system = await startSystem(handling);
+    const connection = await system.connect();
+    await createSchedules(connection, [kept]).schedule("kept", 1, { in: 0, id: "one ü" });
+    await release(connection, [kept], { deadline: Date.now() + 2_000 });
+    disconnect(connection);
+    await system.invoke();
+    await expect
+      .poll(async () => (await system.invoke()) && seen, { timeout: 10_000, interval: 300 })
+      .toEqual([
+        [1, "one ü", "one ü"],
+        [2, "one ü", "one ü"],
+      ]);
+  });
+});
