@@ -7,6 +7,7 @@ import { memory } from "./memory.ts";
 import { queues } from "./queues.ts";
 import { type Bench, createReport } from "./report.ts";
 import { roundTrips } from "./round-trips.ts";
+import { schedules } from "./schedules.ts";
 import { throughput } from "./throughput.ts";
 import { workerd } from "./workerd.ts";
 
@@ -18,6 +19,7 @@ const sections: Record<string, (bench: Bench) => Promise<void>> = {
   memory,
   limits,
   queues,
+  schedules,
   "fan-out": fanOut,
 };
 const names = Object.keys(sections);

@@ -55,7 +55,7 @@ try {
   await bringPackages();
   if (serving) await bringNatsServer();
   if (testing) await bringOldNatsServers();
-  if (benching && command.join(" ").match(/^(?!.*--only)|queues/)) await bringOtherQueues();
+  if (benching && command.join(" ").match(/^(?!.*--only)|queues|schedules/)) await bringOtherQueues();
   if (!isBuilt()) await step("Building", () => run("npm", ["run", "build"], "mend what it says"));
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;

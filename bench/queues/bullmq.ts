@@ -1,11 +1,11 @@
 import { Queue as BullQueue, Worker } from "bullmq";
 import { orderAt } from "../order.ts";
 import { startRedis } from "../servers.ts";
-import { byThousands, type Queue, range } from "./queue.ts";
+import { assertAhead, byThousands, type Delaying, type Queue, range, starts } from "./queue.ts";
 
 const concurrency = 100;
 
-export async function startBullMq(fsync: "everysec" | "always"): Promise<Queue> {
+export async function startBullMq(fsync: "everysec" | "always"): Promise<Queue & Delaying> {
   await using starting = new AsyncDisposableStack();
   const redis = starting.use(await startRedis(fsync));
   const connection = { path: redis.socket, maxRetriesPerRequest: null };
@@ -35,6 +35,26 @@ export async function startBullMq(fsync: "everysec" | "always"): Promise<Queue> 
         });
       });
       closed = worker.close();
+    },
+    later: {
+      settings: `delay, concurrency ${concurrency}; a worker waits on Redis until the next is due`,
+      async lateness(due) {
+        const { heard, all } = starts(due);
+        const worker = new Worker("later", async ({ data }) => heard(data), { connection, concurrency });
+        const waiting = new BullQueue("later", { connection });
+        await byThousands(due.length, (from, to) => {
+          const timestamp = Date.now();
+          const opts = (n: number) => ({ removeOnComplete: true, timestamp, delay: (due[n] ?? 0) - timestamp });
+          return waiting.addBulk(range(from, to, (n) => ({ name: "order", data: orderAt(n), opts: opts(n) })));
+        });
+        try {
+          assertAhead(due);
+          return await all();
+        } finally {
+          await worker.close();
+          await waiting.close();
+        }
+      },
     },
     [Symbol.asyncDispose]: () => running.disposeAsync(),
   };

@@ -1,11 +1,11 @@
 import { PgBoss } from "pg-boss";
 import { orderAt } from "../order.ts";
 import { startPostgres } from "../servers.ts";
-import { byThousands, type Queue, range } from "./queue.ts";
+import { assertAhead, byThousands, type Delaying, type Queue, range, starts } from "./queue.ts";
 
 const batchSize = 100;
 
-export async function startPgBoss(): Promise<Queue> {
+export async function startPgBoss(): Promise<Queue & Delaying> {
   await using starting = new AsyncDisposableStack();
   const postgres = starting.use(await startPostgres());
   const boss = new PgBoss({ host: postgres.socket, user: "bench", database: "postgres", schedule: false });
@@ -34,6 +34,29 @@ export async function startPgBoss(): Promise<Queue> {
         );
         done += jobs.length;
       }
+    },
+    later: {
+      settings: `startAfter, polling every 0.5 s (its minimum), ${batchSize} at a time, burstWhenBatchFull`,
+      async lateness(due) {
+        const { heard, all } = starts(due);
+        const polling = { pollingIntervalSeconds: 0.5, batchSize, burstWhenBatchFull: true };
+        await boss.createQueue("later");
+        await boss.work("later", polling, async (jobs) => {
+          for (const { data } of jobs) heard(data);
+        });
+        await byThousands(due.length, (from, to) =>
+          boss.insert(
+            "later",
+            range(from, to, (n) => ({ data: orderAt(n), startAfter: new Date(due[n] ?? 0) })),
+          ),
+        );
+        try {
+          assertAhead(due);
+          return await all();
+        } finally {
+          await boss.offWork("later");
+        }
+      },
     },
     [Symbol.asyncDispose]: () => running.disposeAsync(),
   };
