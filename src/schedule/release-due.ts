@@ -47,7 +47,7 @@ const patienceMs = 5_000;
 const aheadMs = 5_000;
 
 /** Notes may still be written for minutes that have been over for so long: hosts' clocks differ. */
-const lateMs = 600_000;
+const lateMs = 120_000;
 
 /** Once an hour they are looked for in as many minutes as this. */
 const veryLateMs = 24 * 3_600_000;
@@ -220,8 +220,8 @@ export async function releaseDue(
       askAgain();
       const some = take();
       if (some.length > 0) {
-        const claimed = await Promise.all(some.map(claim));
-        for (const one of claimed) if (one) fire(one);
+        const claimed = await Promise.all(some.map(claimOrFire));
+        for (const one of claimed) if (one) fire(one); // what is late, in its order
       } else if (now() < leaveAt && (awaitsNews || comesUp())) await rest();
       else if (underWay.size > 0)
         await Promise.all(underWay); // what comes again may be due at once
@@ -333,6 +333,14 @@ export async function releaseDue(
   function over({ subject }: Note, upTo: number): void {
     const note = known.get(subject) as Note;
     done.set(note, listedAt.get(note) ?? upTo);
+  }
+
+  /** What is not due yet waits for its time at once, not for the last of those that are claimed with it. */
+  async function claimOrFire(note: Note): Promise<Claimed | undefined> {
+    const one = await claim(note);
+    if (!one || one.pending.at <= serverNow()) return one;
+    fire(one);
+    return undefined;
   }
 
   /** Undefined where it is not ours to release, or not now. */

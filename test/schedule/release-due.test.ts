@@ -1,12 +1,12 @@
 import type { MsgHdrs } from "@nats-io/nats-core";
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed, type ScheduleOptions } from "../../src/index.ts";
 import { release } from "../../src/schedule/release.ts";
 import { scheduled } from "../../src/schedule/schedule.ts";
 import { altered } from "../support/connections.ts";
 import { programOf, type ServerVersion } from "../support/servers.ts";
-import { type System, startSystem } from "../support/system.ts";
+import { startSystem } from "../support/system.ts";
 
 const Task = z.object({ n: z.number() });
 const tasks = defineStream("TASKS", { subjects: { "tasks.new": Task, "tasks.later": Task } });
@@ -17,71 +17,76 @@ const planner = defineConsumer(tasks, "planner", {
   retry: { attempts: 2, backoff: fixed(20) },
 });
 
-let system: System;
-afterEach(() => system[Symbol.asyncDispose]());
-
+/** A server with the planner's app, and what the tests do with it. */
 async function start(version: ServerVersion, when: (n: number) => ScheduleOptions) {
   const app = createApp({ streams: [tasks, dead] }).on(planner, ({ data }, { schedule }) =>
     schedule("tasks.later", data, when(data.n)),
   );
-  system = await startSystem(app, { binary: programOf(version) });
-  return app;
-}
+  const system = await startSystem(app, { binary: programOf(version) });
 
-/** What was released, in order: which, and when by the server's clock. */
-async function released(): Promise<{ n: number; at: number; id: string }[]> {
-  const { state } = await system.jsm.streams.info("TASKS");
-  const found = [];
-  for (let seq = state.first_seq; seq <= state.last_seq; seq++) {
-    const message = await system.jsm.streams.getMessage("TASKS", { seq });
-    if (message?.subject !== "tasks.later") continue;
-    found.push({ n: message.json<{ n: number }>().n, at: message.time.getTime(), id: message.header.get("Sortie-Id") });
+  /** What was released, in order: which, and when by the server's clock. */
+  async function released(): Promise<{ n: number; at: number; id: string }[]> {
+    const { state } = await system.jsm.streams.info("TASKS");
+    const found = [];
+    for (let seq = state.first_seq; seq <= state.last_seq; seq++) {
+      const message = await system.jsm.streams.getMessage("TASKS", { seq });
+      if (message?.subject !== "tasks.later") continue;
+      const id = message.header.get("Sortie-Id");
+      found.push({ n: message.json<{ n: number }>().n, at: message.time.getTime(), id });
+    }
+    return found;
   }
-  return found;
-}
 
-/** Schedules and notes that wait; not what is remembered of others for a week, nor the notes for forgetting that. */
-async function left(): Promise<string[]> {
-  const { state } = await system.jsm.streams.info("SORTIE_SCHEDULES", { subjects_filter: ">" });
-  const weekAhead = Date.now() + 6 * 86_400_000;
-  const found = [];
-  for (const subject of Object.keys(state.subjects ?? {})) {
-    if (subject.startsWith("sortie.schedules.done")) continue;
-    const message = await system.jsm.streams.getMessage("SORTIE_SCHEDULES", { last_by_subj: subject });
-    const isNote = subject.startsWith("sortie.schedules.at");
-    if (isNote ? Number(subject.split(".").at(-2)) < weekAhead : !message?.header.get("Sortie-Schedule-State"))
-      found.push(subject);
+  /** Schedules and notes that wait; not what is remembered of others for a week, nor the notes for forgetting that. */
+  async function left(): Promise<string[]> {
+    const { state } = await system.jsm.streams.info("SORTIE_SCHEDULES", { subjects_filter: ">" });
+    const weekAhead = Date.now() + 6 * 86_400_000;
+    const found = [];
+    for (const subject of Object.keys(state.subjects ?? {})) {
+      if (subject.startsWith("sortie.schedules.done")) continue;
+      const message = await system.jsm.streams.getMessage("SORTIE_SCHEDULES", { last_by_subj: subject });
+      const isNote = subject.startsWith("sortie.schedules.at");
+      if (isNote ? Number(subject.split(".").at(-2)) < weekAhead : !message?.header.get("Sortie-Schedule-State"))
+        found.push(subject);
+    }
+    return found;
   }
-  return found;
-}
 
-async function releaseFor(ms: number, now = Date.now) {
-  const connection = await system.connect();
-  try {
-    return await release(connection, [tasks], { deadline: now() + ms + 2_000, lingerMs: ms, now });
-  } finally {
+  async function releaseFor(ms: number, now = Date.now) {
+    const connection = await system.connect();
+    try {
+      return await release(connection, [tasks], { deadline: now() + ms + 2_000, lingerMs: ms, now });
+    } finally {
+      await connection.close();
+    }
+  }
+
+  /** Schedules straight into the stream, as a handler's would be: without the time that handlers take. */
+  async function schedule(n: number, at: Date, { id = `task ${n}`, now = Date.now() } = {}): Promise<void> {
+    const connection = await system.connect();
+    const payload = new TextEncoder().encode(JSON.stringify({ n }));
+    const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
+    await scheduled(connection, outgoing, tasks, { id, at }, now).store(5_000);
     await connection.close();
   }
-}
 
-/** Schedules straight into the stream, as a handler's would be: without the time that handlers take. */
-async function schedule(n: number, at: Date, { id = `task ${n}`, now = Date.now() } = {}): Promise<void> {
-  const connection = await system.connect();
-  const outgoing = {
-    stream: "TASKS",
-    subject: "tasks.later",
-    payload: new TextEncoder().encode(JSON.stringify({ n })),
+  return {
+    system,
+    released,
+    left,
+    releaseFor,
+    schedule,
+    [Symbol.asyncDispose]: () => system[Symbol.asyncDispose](),
   };
-  await scheduled(connection, outgoing, tasks, { id, at }, now).store(5_000);
-  await connection.close();
 }
 
 const numbers = (count: number) => Array.from({ length: count }, (_, n) => n);
 
-describe("on nats-server 2.9 a function", () => {
-  it("releases each at its time, once, however many there are, and leaves nothing behind", async () => {
+describe.concurrent("on nats-server 2.9 a function", () => {
+  it("releases each at its time, once, however many there are, and leaves nothing behind", async ({ expect }) => {
     const from = Date.now() + 1_500;
-    await start("2.9", (n) => ({ at: new Date(from + 10 * n), id: `task ${n}` }));
+    await using started = await start("2.9", (n) => ({ at: new Date(from + 10 * n), id: `task ${n}` }));
+    const { system, released, left, releaseFor } = started;
     for (const n of numbers(100)) await system.publish("tasks.new", { n });
     await system.invoke();
     expect(await left()).toHaveLength(200);
@@ -97,8 +102,11 @@ describe("on nats-server 2.9 a function", () => {
     expect(await left()).toEqual([]);
   });
 
-  it("that waits for one of the seconds to come is there in time, whatever else happens or does not", async () => {
-    await start("2.9", () => ({ in: "1h" }));
+  it("that waits for one of the seconds to come is there in time, whatever else happens or does not", async ({
+    expect,
+  }) => {
+    await using started = await start("2.9", () => ({ in: "1h" }));
+    const { released, releaseFor, schedule } = started;
     const due = Date.now() + 6_500;
     await schedule(1, new Date(due));
     await releaseFor(due + 2_500 - Date.now());
@@ -107,8 +115,9 @@ describe("on nats-server 2.9 a function", () => {
     expect(message?.at).toBeLessThan(due + 1_000);
   }, 15_000);
 
-  it("releases what was due while none ran for a day, in the order of their times", async () => {
-    await start("2.9", () => ({ in: "1h" }));
+  it("releases what was due while none ran for a day, in the order of their times", async ({ expect }) => {
+    await using started = await start("2.9", () => ({ in: "1h" }));
+    const { system, released, left, releaseFor, schedule } = started;
     const now = Date.now();
     const dayAgo = now - 86_400_000;
     await system.js.publish("sortie.schedules.done.TASKS", JSON.stringify({ until: dayAgo }));
@@ -123,11 +132,12 @@ describe("on nats-server 2.9 a function", () => {
   });
 });
 
-describe("a schedule", () => {
+describe.concurrent("a schedule", () => {
   const soon = (ms: number) => new Date(Date.now() + ms);
 
-  it("of the past is released at once, by one that runs as by one that comes", async () => {
-    await start("2.10", () => ({ in: "1h" }));
+  it("of the past is released at once, by one that runs as by one that comes", async ({ expect }) => {
+    await using started = await start("2.10", () => ({ in: "1h" }));
+    const { released, left, releaseFor, schedule } = started;
     await schedule(1, new Date(0));
     await releaseFor(0);
     expect((await released()).map(({ n }) => n)).toEqual([1]);
@@ -139,17 +149,9 @@ describe("a schedule", () => {
     expect(await left()).toEqual([]);
   });
 
-  it("is waited for, however long that takes", async () => {
-    await start("2.10", () => ({ in: "1h" }));
-    const due = soon(7_000); // beyond the longest lead, and within the minute that is looked at
-    await schedule(1, due);
-    await releaseFor(9_000);
-    const [found] = await released();
-    expect((found?.at ?? Infinity) - due.getTime()).toBeLessThan(1_000);
-  });
-
-  it("that is replaced by a later one is released then, and by an earlier one is released then", async () => {
-    await start("2.10", () => ({ in: "1h" }));
+  it("that is replaced by a later one is released then, and by an earlier one is released then", async ({ expect }) => {
+    await using started = await start("2.10", () => ({ in: "1h" }));
+    const { released, left, releaseFor, schedule } = started;
     const later = soon(2_500);
     await schedule(1, soon(1_000), { id: "put off" });
     await schedule(2, later, { id: "put off" });
@@ -164,8 +166,9 @@ describe("a schedule", () => {
     expect(await left()).toHaveLength(1); // the note of what is released already
   });
 
-  it("is released by the server's clock, however wrong a function's is", async () => {
-    await start("2.10", () => ({ in: "1h" }));
+  it("is released by the server's clock, however wrong a function's is", async ({ expect }) => {
+    await using started = await start("2.10", () => ({ in: "1h" }));
+    const { released, releaseFor, schedule } = started;
     const due = soon(2_500);
     await schedule(1, due);
     const ahead = releaseFor(3_000, () => Date.now() + 60_000);
@@ -176,8 +179,9 @@ describe("a schedule", () => {
     expect((found[0]?.at ?? 0) - due.getTime()).toBeGreaterThanOrEqual(0);
   });
 
-  it("whose function died with it is released by another, once", async () => {
-    await start("2.10", () => ({ in: "1h" }));
+  it("whose function died with it is released by another, once", async ({ expect }) => {
+    await using started = await start("2.10", () => ({ in: "1h" }));
+    const { system, released, left, releaseFor, schedule } = started;
     for (const n of numbers(20)) await schedule(n, soon(800));
     for (const lost of ["claimed", "released"]) {
       const connection = await system.connect();
@@ -200,9 +204,10 @@ describe("a schedule", () => {
   }, 30_000);
 });
 
-describe("on nats-server 2.10 a function", () => {
-  it("is not late for what it has heard late of the server's clock, once it hears in time", async () => {
-    await start("2.10", () => ({ in: "1h" }));
+describe.concurrent("on nats-server 2.10 a function", () => {
+  it("is not late for what it has heard late of the server's clock, once it hears in time", async ({ expect }) => {
+    await using started = await start("2.10", () => ({ in: "1h" }));
+    const { system, released, schedule } = started;
     const began = Date.now();
     const due = began + 4_000;
     await schedule(1, new Date(due));
