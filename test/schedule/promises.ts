@@ -247,6 +247,27 @@ export function promises(engine: "server" | "function", version: ServerVersion):
       expect(await back.cancel("1")).toBe("already-fired");
     });
 
+    if (engine === "function") {
+      it("that was due while nothing released for a day comes in the order of their times", async ({ expect }) => {
+        await using system = await startSystem(app, { binary: programOf(version) });
+        const dayAgo = Date.now() - 86_400_000;
+        const connection = await system.connect();
+        await system.js.publish("sortie.schedules.done.TASKS", JSON.stringify({ until: dayAgo }));
+        const then = createSchedules(connection, app.streams, { now: () => dayAgo });
+        const minutes = numbers(60).map((n) => ((n * 7) % 60) * 20 + 2);
+        await Promise.all(
+          minutes.map((minute, n) =>
+            then.schedule("tasks.later", { n }, { at: new Date(dayAgo + minute * 60_000), id: `${n}` }),
+          ),
+        );
+        await release(connection, app.streams, { deadline: Date.now() + 5_000 });
+        const found = (await releasedIn(system)).map(({ n }) => minutes[n] ?? -1);
+        expect(found).toHaveLength(60);
+        expect(found).toEqual(minutes.toSorted((a, b) => a - b));
+        disconnect(connection);
+      });
+    }
+
     it("comes again every second, until it ends", async ({ expect }) => {
       await using started = await start(2);
       const { schedules, later, released } = started;
