@@ -67,7 +67,8 @@ async function listed(schedules: Schedules, options: { stream: string | undefine
 }
 
 function lineOf({ stream, id, subject, recurring }: ScheduleStatus): string {
-  return [`${stream}/${id}`, ...(subject ? [`→ ${subject}`] : []), ...(recurring ? [timesOf(recurring)] : [])].join(
+  const shown = id.replace(/[^\P{C}\u00ad]/gu, (char) => `\\u{${char.codePointAt(0)?.toString(16)}}`);
+  return [`${stream}/${shown}`, ...(subject ? [`→ ${subject}`] : []), ...(recurring ? [timesOf(recurring)] : [])].join(
     "  ",
   );
 }
