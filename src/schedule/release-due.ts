@@ -40,6 +40,14 @@ const longestLeadMs = 4_000;
 /** How many are claimed at the same time. */
 const together = 256;
 
+/** What is so late is a backlog. */
+const behindMs = 500;
+
+/** How long at most whoever finds others at the same backlog leaves it to them. */
+const longestYieldMs = 2_000;
+
+const fired = "fired";
+
 /** How long whoever has claimed one may take: then it is taken over. */
 const patienceMs = 5_000;
 
@@ -135,6 +143,7 @@ export async function releaseDue(
   const listings: Listing[] = [];
   const listedAt = new Map<Note, number>();
   const underWay = new Set<Promise<void>>();
+  let yieldMs = 0;
   const subscriptions: { unsubscribe(): void }[] = [];
   let wake = () => {};
   let released = 0;
@@ -221,7 +230,14 @@ export async function releaseDue(
       const some = take();
       if (some.length > 0) {
         const claimed = await Promise.all(some.map(claimOrFire));
-        for (const one of claimed) if (one) fire(one); // what is late, in its order
+        const won = claimed.filter((one) => one !== undefined);
+        for (const one of won) if (one !== fired) fire(one); // what is late, in its order
+        // of those who are at the same backlog one is quicker alone than all at once
+        const isBehind = some.length === together && (some.at(-1)?.at ?? Infinity) < serverNow() - behindMs;
+        const isShared = isBehind && won.length < 0.6 * together;
+        yieldMs = isShared ? Math.min(longestYieldMs, Math.max(100, 2 * yieldMs)) : 0;
+        const ms = Math.min(yieldMs * (0.5 + Math.random() / 2), settleBy - now() - leadMs);
+        if (isShared) await pause(ms, "waiting for others to go on with a backlog");
       } else if (now() < leaveAt && (awaitsNews || comesUp())) await rest();
       else if (underWay.size > 0)
         await Promise.all(underWay); // what comes again may be due at once
@@ -336,11 +352,11 @@ export async function releaseDue(
   }
 
   /** What is not due yet waits for its time at once, not for the last of those that are claimed with it. */
-  async function claimOrFire(note: Note): Promise<Claimed | undefined> {
+  async function claimOrFire(note: Note): Promise<Claimed | typeof fired | undefined> {
     const one = await claim(note);
     if (!one || one.pending.at <= serverNow()) return one;
     fire(one);
-    return undefined;
+    return fired;
   }
 
   /** Undefined where it is not ours to release, or not now. */

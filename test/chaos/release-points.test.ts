@@ -51,6 +51,7 @@ const elsewhere = new Map([
   ["listing schedules", "whoever lists them does"],
   ["looking at the schedules", "only where the server releases"],
   ["looking for what a function has to release", "the same"],
+  ["waiting for others to go on with a backlog", "only where hundreds are due together"],
   ["looking for the one before", "only in a work queue"],
   ["looking for what was released", "only where the stream has forgotten its message ids"],
 ]);
