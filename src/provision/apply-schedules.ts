@@ -142,7 +142,8 @@ async function applyOne(
   if (changes.length === 0) return ["none", []];
   const { until, ...endless } = options;
   const end = until === undefined ? undefined : timeOf(until, "until", what).getTime();
-  if (changes.includes("until") && end !== undefined && end < waits.planned) {
+  const isOver = changes.includes("times") ? hasEnded : end !== undefined && end < waits.planned;
+  if (isOver && changes.some((change) => change === "times" || change === "until")) {
     await createSchedules(connection, [stream], { ms: longestMs }).cancel(id);
     return ["remove", ["until has passed"]];
   }

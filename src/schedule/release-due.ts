@@ -139,6 +139,7 @@ export async function releaseDue(
   const known = new Map<string, Note>();
   const done = new Map<Note, number>(); // and up to which sequence it is taken away: it may have been made again since
   const heard = new Set<Note>(); // whose schedule may not be stored yet
+  const madeAgain = new Set<Note>(); // while they were looked at
   const moving = new Set<string>(); // which we note ourselves, a moment before their schedule has come to them
   const listings: Listing[] = [];
   const listedAt = new Map<Note, number>();
@@ -306,11 +307,21 @@ export async function releaseDue(
   function hear(note: Note): void {
     if (moving.has(note.subject)) return;
     const original = known.get(note.subject);
-    if (original && done.delete(original)) {
+    if (!original) {
+      add(note);
+      heard.add(note);
+      return;
+    }
+    if (original.schedule === original.subject) return; // that it is claimed
+    const at = agenda.findIndex(({ subject }) => subject === note.subject);
+    const isLookedAt = at < 0 && !done.delete(original);
+    if (isLookedAt) madeAgain.add(original);
+    else {
+      if (at >= 0) agenda.splice(at, 1); // it may have been put off
       insert(original);
-      wake();
-    } else if (!add(note)) return;
-    heard.add(known.get(note.subject) as Note);
+    }
+    heard.add(original);
+    wake();
   }
 
   /** Looks at it at that time, which is its own or a later one. */
@@ -348,7 +359,8 @@ export async function releaseDue(
   /** Nothing that was stored up to this sequence makes it one to look at. */
   function over({ subject }: Note, upTo: number): void {
     const note = known.get(subject) as Note;
-    done.set(note, listedAt.get(note) ?? upTo);
+    if (madeAgain.delete(note)) insert(note);
+    else done.set(note, listedAt.get(note) ?? upTo);
   }
 
   /** What is not due yet waits for its time at once, not for the last of those that are claimed with it. */
@@ -385,9 +397,9 @@ export async function releaseDue(
       }
       return await claimStored(note, stored, pending);
     } catch (error) {
-      // someone else has it, or has replaced it
+      // someone else has it, or has made it again
       if (!isOutrun(error)) trouble ??= textOf(error);
-      insert(note, serverNow() + patienceMs);
+      insert(note, madeAgain.delete(original) ? original.at : serverNow() + patienceMs);
       return undefined;
     }
   }
@@ -528,7 +540,7 @@ export async function releaseDue(
       moving.delete(again.subject);
     }
     if (again.subject !== note.subject) over(note, stored.sequence);
-    if (again.at >= listedUntil || add(again)) return;
+    if (again.at > latestAt() || add(again)) return;
     // it was found before its schedule had come to it
     const original = known.get(again.subject) as Note;
     done.delete(original);

@@ -17,6 +17,7 @@ import {
   serverTime,
 } from "./native.ts";
 import {
+  expectedLast,
   memoFor,
   noteFor,
   type Pending,
@@ -79,7 +80,8 @@ export interface Where {
 }
 
 /**
- * `cancelled`: it is not released, by this call or an earlier one. `already-fired`: it was released, or nothing stops that any
+ * `cancelled`: it is not released, by this call or an earlier one; of one that comes again a time that is being released may
+ * still come. `already-fired`: it was released, or nothing stops that any
  * more. `unknown`: there is none, or it was over more than seven days ago.
  */
 export type Cancelled = "cancelled" | "already-fired" | "unknown";
@@ -98,7 +100,7 @@ export interface Schedules {
   cancel(id: string, where?: Where): Promise<Cancelled>;
   /** Releases it at once; one that comes again, once more than it would. */
   fireNow(id: string, where?: Where): Promise<"fired" | "already-fired" | "cancelled" | "unknown">;
-  /** Puts off all times of one that comes again until it is resumed. `unknown` where none of that id does. */
+  /** Puts off all times of one that comes again, but for one that is being released, until it is resumed. `unknown` where none of that id does. */
   pause(id: string, where?: Where): Promise<"paused" | "unknown">;
   /** Goes on with the next time from now. `unknown` where none of that id comes again. */
   resume(id: string, where?: Where): Promise<"resumed" | "unknown">;
@@ -231,8 +233,7 @@ export function createSchedules(
       const found = await changeable(connection, stream.name, native.subject, leftMs());
       if (found === "too-late") return "already-fired";
       if (!found || !(await removeNative(connection, stream.name, found, leftMs()))) return undefined;
-      const subject = scheduleSubject(stream.name, native.subject.split(".").at(-1) ?? "");
-      await publish(connection, wordOf({ subject }, idOfStored(native), nativeOf(native).at), leftMs());
+      await tellCancelled(stream, native, leftMs);
       return "cancelled";
     }
     const pending = record?.pending;
@@ -243,6 +244,26 @@ export function createSchedules(
     if (pending.releasing && !pending.recurring) return "already-fired";
     await leaveWord(stream, record, leftMs);
     return "cancelled";
+  }
+
+  /** Tells that the server's was cancelled, where none was made again in its place meanwhile. */
+  async function tellCancelled(stream: StreamDefinition, native: StoredMessage, leftMs: () => number): Promise<void> {
+    const [token, id] = [native.subject.split(".").at(-1) ?? "", idOfStored(native)];
+    const subject = scheduleSubject(stream.name, token);
+    for (;;) {
+      const [word, another] = await Promise.all([
+        messageOf(schedulesStream, subject, leftMs()),
+        nativeIn(stream, token, leftMs()),
+      ]);
+      if (another) return;
+      try {
+        const place = { subject, sequence: word?.sequence ?? 0 };
+        await publish(connection, wordOf(place, id, nativeOf(native).at), leftMs());
+        return;
+      } catch (error) {
+        if (!isOutrun(error) || leftMs() <= 1) throw error;
+      }
+    }
   }
 
   /** Tells in its place that it was cancelled, for as long as that is remembered. */
@@ -280,8 +301,19 @@ export function createSchedules(
         headers: [...all, ["Nats-Expected-Last-Subject-Sequence", `${schedule.sequence}`]] as const,
       };
       // first: without its schedule it says that this was released
-      await publish(connection, wordOfServer(connection, stream.name, id, serverNow, serverNow), leftMs());
-      await publish(connection, replacing, Math.min(withinMs, leftMs()));
+      const before = await messageOf(schedulesStream, scheduleSubject(stream.name, tokenOf(id)), leftMs());
+      const tell = (at: number, sequence: number) => {
+        const word = wordOfServer(connection, stream.name, id, at, serverNow);
+        const headers = [...(word.headers ?? []), [expectedLast, `${sequence}`]] as const;
+        return publish(connection, { ...word, headers }, leftMs());
+      };
+      const told = await tell(serverNow, before?.sequence ?? 0);
+      try {
+        await publish(connection, replacing, Math.min(withinMs, leftMs()));
+      } catch (error) {
+        if (isOutrun(error)) await tell(nativeOf(schedule).at, told.sequence); // it was cancelled, or made again
+        throw error;
+      }
       return "fired";
     }
     const pending = record?.pending;
@@ -299,7 +331,7 @@ export function createSchedules(
     const { error } = await releaseDue(connection, stream, { leaveAt: now(), settleBy, now });
     const after = pendingOf((await messageOf(schedulesStream, record.subject, leftMs())) ?? record);
     if (after.state === "cancelled") return "cancelled";
-    if (after.state || after.releasing || after.at > at) return "fired"; // or made again since
+    if (after.state || (after.releasing && !error)) return "fired";
     if (error) throw new SortieError("stream-refused", `Schedule "${pending.id}" waits to be released: ${error}`);
     return undefined;
   }

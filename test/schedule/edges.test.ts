@@ -97,6 +97,70 @@ describe.concurrent("a schedule", () => {
     expect(ids.size).toBe(planned);
   });
 
+  it("that is moved away and back, or made again, as it is looked at is not late", async ({ expect }) => {
+    await using started = await start();
+    const schedules = await started.client();
+    const running = started.run(6_500);
+    await sleep(300);
+    const [at, count] = [new Date(Date.now() + 3_000), 100];
+    const each = (make: (n: number) => Promise<unknown>) =>
+      Promise.all(Array.from({ length: count }, (_, n) => make(n)));
+    const make = (n: number) => schedules.schedule("tasks.later", n, { at, id: `x${n}` });
+    await each(make);
+    await each((n) => (n % 2 ? schedules.schedule("tasks.later", n, { in: "1h", id: `x${n}` }) : Promise.resolve()));
+    await each(async (n) => {
+      await sleep(at.getTime() - Date.now() - 330 + n * 1.2);
+      await make(n);
+    });
+    await running;
+    const found = await released(started.system);
+    expect(new Set(found.map(({ data }) => data)).size).toBe(count);
+    expect(Math.max(...found.map(({ lateMs }) => lateMs))).toBeLessThan(1_500);
+  });
+
+  it("is told truly whether it was fired, where it is made again or cancelled at the same time", async ({ expect }) => {
+    await using started = await start();
+    const [one, another] = [await started.client(), await started.client()];
+    for (let n = 0; n < 40; n++) {
+      const id = `x${n}`;
+      await one.schedule("tasks.later", `old ${n}`, { in: "1h", id });
+      const making = sleep(Math.random() * 6).then(() => another.schedule("tasks.later", `new ${n}`, { in: "2h", id }));
+      expect(await Promise.all([one.fireNow(id), making])).toMatchObject(["fired", { id }]);
+      const all = (await dataOf(started.system)) as string[];
+      expect(all.filter((data) => data.endsWith(` ${n}`)).length).toBeGreaterThan(0);
+    }
+    const native = defineStream("NATIVE", { subjects: { native: z.any() } });
+    await using system = await startSystem(createApp({ streams: [native] }));
+    const [first, second] = await Promise.all([system.connect(), system.connect()]);
+    const [mine, yours] = [createSchedules(first, [native]), createSchedules(second, [native])];
+    const told = await Promise.all(
+      Array.from({ length: 60 }, async (_, n) => {
+        await mine.schedule("native", n, { in: "1h", id: `x${n}` });
+        const cancelling = sleep(Math.random() * 5).then(() => mine.cancel(`x${n}`));
+        const firing = sleep(Math.random() * 5).then(() => yours.fireNow(`x${n}`));
+        return Promise.all([cancelling, firing]);
+      }),
+    );
+    await sleep(1_500);
+    const fired: unknown[] = [];
+    const { state } = await system.jsm.streams.info("NATIVE", { subjects_filter: "native" });
+    for (let seq = 1; seq <= state.last_seq; seq++) {
+      const message = await system.jsm.streams.getMessage("NATIVE", { seq });
+      if (message?.subject === "native") fired.push(message.json());
+    }
+    for (const [n, [cancelling, firing]] of told.entries()) {
+      const isFired = fired.includes(n);
+      const status = await mine.get(`x${n}`);
+      expect({ n, cancelling, firing, state: status?.state }).toEqual(
+        isFired
+          ? { n, cancelling: "already-fired", firing: "fired", state: "released" }
+          : { n, cancelling: "cancelled", firing: "cancelled", state: "cancelled" },
+      );
+    }
+    disconnect(first);
+    disconnect(second);
+  });
+
   it("is fired or cancelled, where both are asked for at once, as each is told", async ({ expect }) => {
     await using started = await start("2.10");
     const [one, another] = [await started.client(), await started.client()];

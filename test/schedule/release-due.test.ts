@@ -152,13 +152,13 @@ describe.concurrent("a schedule", () => {
   it("that is replaced by a later one is released then, and by an earlier one is released then", async ({ expect }) => {
     await using started = await start("2.10", () => ({ in: "1h" }));
     const { released, left, releaseFor, schedule } = started;
-    const later = soon(2_500);
-    await schedule(1, soon(1_000), { id: "put off" });
+    const later = soon(3_500);
+    await schedule(1, soon(2_000), { id: "put off" });
     await schedule(2, later, { id: "put off" });
     await schedule(3, soon(3_600_000), { id: "put forward" });
     const sooner = soon(1_200);
     await schedule(4, sooner, { id: "put forward" });
-    await releaseFor(3_500);
+    await releaseFor(4_500);
     const found = await released();
     expect(found.map(({ n }) => n)).toEqual([4, 2]);
     expect(found[0]?.at).toBeGreaterThanOrEqual(sooner.getTime());
