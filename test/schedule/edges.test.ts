@@ -70,7 +70,7 @@ describe.concurrent("a schedule", () => {
     const schedules = await started.client();
     const running = started.run(3_500);
     const made = Date.now();
-    await schedules.schedule("tasks.later", 1, { every: "2s", id: "x" });
+    await schedules.schedule("tasks.later", 1, { every: "2s", id: "x", until: new Date(made + 3_900) });
     await sleep(made + 1_500 - Date.now());
     await schedules.pause("x");
     await sleep(made + 1_880 - Date.now());
