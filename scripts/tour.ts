@@ -92,7 +92,12 @@ async function keepFiring(worker: LocalWorker, signal: AbortSignal, screen: Scre
     if (signal.aborted) break;
     for (const cron of worker.crons) {
       // as on Cloudflare, none waits for the one before
-      const firing = worker.fire(cron).then(({ outcome }) => screen.fired(outcome));
+      const firing = worker.fire(cron).then(
+        ({ outcome }) => screen.fired(outcome),
+        (error: unknown) => {
+          if (!signal.aborted) screen.fired(`${error}`); // Ctrl-C ends the worker as well
+        },
+      );
       running.add(firing);
       void firing.finally(() => running.delete(firing));
     }

@@ -32,7 +32,7 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
   const again = await place(`good-${run}`, "tok_fine");
   const busy = await place(`busy-${run}`, "tok_busy");
   const declined = await place(`declined-${run}`, "tok_declined");
-  const paid = await place(`paid-${run}`, "tok_fine");
+  const paid = await place(`paid-${run}`, "tok_fine", 60_000); // cancelled long before
   const image = await post("images.resize", { url: `https://example.com/${run}.png`, width: 320 });
   const malformed = await post("orders.placed", { orderId: `malformed-${run}`, card: "tok_fine", cents: "many" });
   const garbage = await observer.publishRaw("images.resize", `not JSON ${run}`);
@@ -169,8 +169,8 @@ export async function playTour({ worker, token, observer, screen }: Stage): Prom
     );
   }
 
-  function place(orderId: string, card: string) {
-    return post("orders.placed", { orderId, card, cents: 1_999, remindAfterSeconds: reminderMs / 1_000 }, orderId);
+  function place(orderId: string, card: string, remindMs = reminderMs) {
+    return post("orders.placed", { orderId, card, cents: 1_999, remindAfterSeconds: remindMs / 1_000 }, orderId);
   }
 
   async function post(subject: string, payload: object, key?: string) {
