@@ -46,6 +46,7 @@ const behindMs = 500;
 /** How long at most whoever finds others at the same backlog leaves it to them. */
 const longestYieldMs = 2_000;
 
+/** Of one that was claimed: it is under way already. */
 const fired = "fired";
 
 /** How long whoever has claimed one may take: then it is taken over. */

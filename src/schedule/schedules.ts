@@ -27,8 +27,7 @@ import {
   rewritten,
   scheduleSubject,
 } from "./pending.ts";
-import type { Recurrence } from "./recurrence.ts";
-import { type CatchUp, type Overlap, occurrenceAfter, occurrencesAfter } from "./recurring.ts";
+import { occurrenceAfter, occurrencesAfter, type Recurring } from "./recurring.ts";
 import { releaseDue } from "./release-due.ts";
 import { type Named, type ScheduleOptions, scheduled, secondsUntil, wordOfServer } from "./schedule.ts";
 import { missingStream, storedSchedule } from "./stored-schedule.ts";
@@ -47,7 +46,7 @@ export interface ScheduleStatus {
   /** Its message's payload. */
   readonly data?: unknown;
   /** How it comes again. */
-  readonly recurring?: Recurrence & { readonly catchUp: CatchUp; readonly overlap: Overlap; readonly jitterMs: number };
+  readonly recurring?: Recurring;
   /** The next five times of one that comes again. */
   readonly next?: readonly Date[];
 }
@@ -81,8 +80,7 @@ export interface Where {
 
 /**
  * `cancelled`: it is not released, by this call or an earlier one; of one that comes again a time that is being released may
- * still come. `already-fired`: it was released, or nothing stops that any
- * more. `unknown`: there is none, or it was over more than seven days ago.
+ * still come. `already-fired`: it was released, or nothing stops that any more. `unknown`: there is none, or it was over more than seven days ago.
  */
 export type Cancelled = "cancelled" | "already-fired" | "unknown";
 
@@ -298,7 +296,7 @@ export function createSchedules(
       const { headers: all = [], ...sooner } = nativeFor(outgoing, stream, id, new Date(serverNow), serverNow, "");
       const replacing = {
         ...sooner,
-        headers: [...all, ["Nats-Expected-Last-Subject-Sequence", `${schedule.sequence}`]] as const,
+        headers: [...all, [expectedLast, `${schedule.sequence}`]] as const,
       };
       // first: without its schedule it says that this was released
       const before = await messageOf(schedulesStream, scheduleSubject(stream.name, tokenOf(id)), leftMs());

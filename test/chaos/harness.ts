@@ -142,10 +142,25 @@ export async function strike(prepared: Prepared, place: Place, fault: Fault): Pr
   return false;
 }
 
-async function struck(prepared: Prepared, place: Place, fault: Fault): Promise<boolean> {
-  const { server, run, log, together, agreeing } = prepared;
+function struck(prepared: Prepared, place: Place, fault: Fault): Promise<boolean> {
+  const { run, log, together, agreeing } = prepared;
+  const start = (url: string) => startVictim(prepared, { url, run, log, budgetMs, together, agreeing, strike: place });
+  return struckBy(fault, prepared.observed, start, async () => {
+    await sleep(ackWaitMs * 1.2);
+    await invokeCleanly(prepared); // another one has what was in its hands
+  });
+}
+
+/** Starts a victim and lets a fault happen to it where it stands still; answers whether it came there. */
+export async function struckBy(
+  fault: Fault,
+  observed: Observed,
+  start: (url: string) => ChildProcess,
+  whileFrozen: () => Promise<void>,
+): Promise<boolean> {
+  const { server } = observed;
   await using proxy = await startProxy(server.url);
-  const victim = startVictim(prepared, { url: proxy.url, run, log, budgetMs, together, agreeing, strike: place });
+  const victim = start(proxy.url);
   const end = ended(victim);
   const control = victim.stdio[3] as Duplex;
   control.on("error", () => {}); // it may be killed while it is being told
@@ -156,12 +171,11 @@ async function struck(prepared: Prepared, place: Place, fault: Fault): Promise<b
     if (fault === "restart") {
       await server.kill("SIGKILL");
       await server.start();
-      prepared.observed.tcp = (await observe(server)).tcp;
+      observed.tcp = (await observe(server)).tcp;
     }
     if (fault === "freeze") {
       victim.kill("SIGSTOP");
-      await sleep(ackWaitMs * 1.2);
-      await invokeCleanly(prepared); // another one has what was in its hands
+      await whileFrozen();
       victim.kill("SIGCONT");
     }
     control.write("go on\n");

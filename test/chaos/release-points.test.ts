@@ -1,9 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Duplex } from "node:stream";
 import { jetstreamManager } from "@nats-io/jetstream";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Connection, connect, disconnect } from "../../src/nats/connection.ts";
@@ -14,8 +12,7 @@ import { type Named, scheduled } from "../../src/schedule/schedule.ts";
 import { createSchedules } from "../../src/schedule/schedules.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
 import { bundleProgram } from "../support/bundle.ts";
-import { startProxy } from "../support/peers.ts";
-import { ended, type Fault, type Observed, observe } from "./harness.ts";
+import { ended, type Fault, type Observed, observe, struckBy } from "./harness.ts";
 import { type ReleaseOrders, releasingMs, streamOf } from "./release-victim.ts";
 import type { Strike } from "./struck.ts";
 
@@ -116,32 +113,10 @@ async function releaseCleanly({ observed, stream }: Run, lingerMs: number): Prom
 }
 
 /** Answers whether the victim came there. */
-async function struck(one: Run, strike: Strike, fault: Fault): Promise<boolean> {
+function struck(one: Run, strike: Strike, fault: Fault): Promise<boolean> {
   const { observed, run } = one;
-  const { server } = observed;
-  await using proxy = await startProxy(server.url);
-  const victim = startVictim({ url: proxy.url, run, strike });
-  const end = ended(victim);
-  const control = victim.stdio[3] as Duplex;
-  control.on("error", () => {});
-  const here = await Promise.race([once(control, "data").then(() => true), end.then(() => false)]);
-  if (here) {
-    if (fault === "kill") victim.kill("SIGKILL");
-    if (fault === "cut") for (const socket of proxy.sockets) socket.destroy();
-    if (fault === "restart") {
-      await server.kill("SIGKILL");
-      await server.start();
-      observed.tcp = (await observe(server)).tcp;
-    }
-    if (fault === "freeze") {
-      victim.kill("SIGSTOP");
-      await releaseCleanly(one, frozenMs); // another one takes over what it has claimed
-      victim.kill("SIGCONT");
-    }
-    control.write("go on\n");
-  }
-  await end;
-  return here;
+  const start = (url: string) => startVictim({ url, run, strike });
+  return struckBy(fault, observed, start, () => releaseCleanly(one, frozenMs)); // another one takes over what it has claimed
 }
 
 /** What was released, and whether it was early. */
