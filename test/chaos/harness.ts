@@ -5,7 +5,7 @@ import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
-import type { NatsConnection } from "@nats-io/nats-core";
+import type { MsgHdrs, NatsConnection } from "@nats-io/nats-core";
 import { connect as connectTcp } from "@nats-io/transport-node";
 import { expect } from "vitest";
 import { invoke } from "../../src/consume/invocation.ts";
@@ -229,6 +229,11 @@ export function startsIn({ log, numbers }: Prepared): Map<number, number[]> {
   return starts;
 }
 
+/** Of how many attempts at a dead letter nobody heard how they ended. */
+export function unheardIn(letter: MsgHdrs): number {
+  return letter.values("Sortie-Attempt").filter((line) => line.endsWith("was not heard of again")).length;
+}
+
 /** The dead letters of a run: each message's number, reason and attempts, and of how many of these nobody heard how they ended. */
 export async function deadLettersOf({ jsm, dead }: Prepared) {
   const { streams } = await jsm();
@@ -239,8 +244,8 @@ export async function deadLettersOf({ jsm, dead }: Prepared) {
     if (!letter) continue;
     const { n } = letter.json<{ n: number }>();
     const { header } = letter;
-    const unheard = header.values("Sortie-Attempt").filter((line) => line.endsWith("was not heard of again")).length;
-    found.push({ n, reason: header.get("Sortie-Reason"), attempts: Number(header.get("Sortie-Attempts")), unheard });
+    const attempts = Number(header.get("Sortie-Attempts"));
+    found.push({ n, reason: header.get("Sortie-Reason"), attempts, unheard: unheardIn(header) });
   }
   return found.toSorted((a, b) => a.n - b.n);
 }
