@@ -44,6 +44,7 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     typecheck: { enabled: true, include: ["test/**/*.test-d.ts"] },
     maxWorkers: 4, // most of a test is waiting
+    maxConcurrency: 3, // each has a server of its own
     sequence: { sequencer: LongestFirst },
     expect: { poll: { timeout: 10_000 } },
     testTimeout: 30_000,

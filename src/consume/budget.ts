@@ -10,6 +10,9 @@ export interface Budget {
   readonly settleBy: number;
 }
 
+/** A pull that waits does not notice that its consumer was paused and is resumed, nor that the network is gone. */
+export const longestWaitMs = 5_000;
+
 /** The most that connecting may take, in milliseconds. */
 export function connectMs(now: number, deadline: number): number {
   return Math.max(0, Math.min((deadline - now) / 4, 5_000));

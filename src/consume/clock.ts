@@ -12,6 +12,10 @@ export interface Clock {
   readonly budget: Budget;
   /** Aborts at the budget's `stopAt`. */
   readonly signal: AbortSignal;
+  /** Aborts when nothing more is to be pulled, or started: then as well, or when the invocation is to leave early. */
+  readonly leaving: AbortSignal;
+  /** Has it leave early: what handlers have in hand they finish in their time. */
+  leave(): void;
   /** Milliseconds until it does. */
   readonly remaining: () => number;
   /** How long a round trip may take, in milliseconds, by those so far; 0 as long as nothing is known. */
@@ -31,6 +35,7 @@ export interface Clock {
 export function startClock(deadline: number, now: () => number): Clock {
   const started = now();
   const stop = new AbortController();
+  const leaving = new AbortController();
   const handled = new Set<() => void>();
   let known: RoundTrips | undefined;
   let roundTripMs = 0;
@@ -42,8 +47,10 @@ export function startClock(deadline: number, now: () => number): Clock {
   function arm(): void {
     clearTimeout(timer);
     const at = now();
-    if (at >= budget.stopAt && !stop.signal.aborted)
+    if (at >= budget.stopAt && !stop.signal.aborted) {
       stop.abort(new DOMException("The invocation's time is over", "TimeoutError"));
+      leaving.abort();
+    }
     if (at >= budget.abandonAt) for (const abandon of handled) abandon();
     const next = stop.signal.aborted ? budget.abandonAt : budget.stopAt;
     if (next > at) timer = setTimeout(arm, Math.min(Math.ceil(next - at), 0x7fffffff));
@@ -61,6 +68,8 @@ export function startClock(deadline: number, now: () => number): Clock {
       return budget;
     },
     signal: stop.signal,
+    leaving: leaving.signal,
+    leave: () => leaving.abort(),
     remaining: () => Math.max(0, budget.stopAt - now()),
     get roundTripMs() {
       return roundTripMs;

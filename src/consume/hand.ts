@@ -3,6 +3,7 @@ import { onClosed } from "../nats/connection.ts";
 import type { Delivery } from "../nats/delivery.ts";
 import { point } from "../nats/within.ts";
 import { isAcknowledged, type Outcome, returned } from "./attempt.ts";
+import { longestWaitMs } from "./budget.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { openClaims } from "./claims.ts";
 import { ACK, confirmEach, confirmTogether } from "./confirm.ts";
@@ -90,8 +91,8 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
   );
   shared.rounds.join({ keepMs: consumer.ackWaitMs / keptParts, keep: leases.keep, onRound: turns.startNext });
   const claims = openClaims(binding, shared);
-  clock.signal.addEventListener("abort", stop);
-  if (clock.signal.aborted) stop();
+  clock.leaving.addEventListener("abort", stop);
+  if (clock.leaving.aborted) stop();
   const listens = onClosed(connection, stop); // nothing could be settled any more
 
   const hand: Hand = {
@@ -184,9 +185,14 @@ export function openHand(binding: Binding, shared: Circumstances, tally: Tally, 
     bytes += size;
     if (source === "own") tally.pulled(one);
     turns.heard();
-    if (stopped) leave(one, returned(noAttempts.attempts));
+    if (stopped) leave(one, returned(noAttempts.attempts, unlessOver()));
     else if (isPlain(one) && !claims) turns.beside(one);
     else void goOn(one);
+  }
+
+  /** Where an invocation leaves early, a pull may still wait: at once it would get the same message time and again. */
+  function unlessOver(): number {
+    return clock.signal.aborted ? 0 : longestWaitMs;
   }
 
   function stop(): void {

@@ -41,6 +41,8 @@ export interface InvocationOptions {
   readonly fanOut?: FanOut | undefined;
   /** What `onMore` was given for this invocation; it is given back, or on. @default none, as for one that a trigger starts */
   readonly place?: Place | undefined;
+  /** Has it leave before its deadline: what has not been started is handed back, what has is finished. @default it stays */
+  readonly leave?: AbortSignal | undefined;
   /** Told of every message that did not simply succeed. */
   log(event: InvocationEvent): void;
   /** The clock. @default Date.now */
@@ -63,6 +65,7 @@ export async function invoke({
   onMore,
   fanOut,
   place,
+  leave,
   log,
   now = Date.now,
 }: InvocationOptions): Promise<InvocationReport> {
@@ -76,6 +79,8 @@ export async function invoke({
   const consumeBy = continuation?.consumeBy ?? deadline;
   const connection = await connect(connectMs(started, consumeBy));
   const clock = startClock(consumeBy, now);
+  leave?.addEventListener("abort", clock.leave);
+  if (leave?.aborted) clock.leave();
   let report: InvocationReport;
   try {
     const ledger = openLedger(connection);
@@ -103,6 +108,7 @@ export async function invoke({
     if (continuation) await continuation.decide(connection, clock, report);
   } finally {
     clock.end();
+    leave?.removeEventListener("abort", clock.leave);
     disconnect(connection);
   }
   if (continuation) await continuation.start(connection, clock, report);

@@ -5,6 +5,7 @@ import { pause, point, within } from "../nats/within.ts";
 import { maxPayloadOf } from "../publish/publish.ts";
 import { type Breaker, openBreaker } from "./breaker.ts";
 import type { Entry } from "./breaker-state.ts";
+import { longestWaitMs } from "./budget.ts";
 import type { Circumstances } from "./circumstances.ts";
 import { type Hand, openHand } from "./hand.ts";
 import type { Binding } from "./handler.ts";
@@ -21,9 +22,6 @@ const againForMs = 10_000;
 
 /** How long a link may stand still before it is taken for dead. */
 const silenceMs = 2_000;
-
-/** A pull that waits does not notice that its consumer was paused and is resumed, nor that the network is gone. */
-const longestWaitMs = 5_000;
 
 /**
  * Pulls, handles and settles for one consumer until nothing is left to pull or the time is over. Never throws: what went
@@ -115,7 +113,7 @@ async function pullFrom(
   { connection, clock, ...shared }: Circumstances,
   { pace, breaker, probing }: Limits & { readonly probing: boolean },
 ): Promise<"drained" | "budget"> {
-  const { now, signal } = clock;
+  const { now, leaving } = clock;
   const lingerMs = probing ? 0 : shared.lingerMs; // there is something to try it with, or the next one tries it
   const { mostOutstanding } = source;
   const puller = openPuller(connection, { ...source, bounded: mostOutstanding < Infinity }, (delivery) => {
@@ -148,6 +146,7 @@ async function pullFrom(
   let pausing = false;
 
   const listens = hand.onChange(look);
+  leaving.addEventListener("abort", look);
   look();
   try {
     return await point("waiting for handlers, or for deliveries", ended.promise);
@@ -163,7 +162,7 @@ async function pullFrom(
   /** Asks for more where there is room: in the flight of what made the room. */
   function look(): void {
     if (pausing) return;
-    if (signal.aborted || leftMs() <= 0) {
+    if (leaving.aborted || leftMs() <= 0) {
       if (troubledAt === undefined) ended.resolve("budget");
       else ended.reject(unavailable(source, now() - troubledAt));
       return;

@@ -44,6 +44,51 @@ describe("an invocation that lingers", () => {
     expect(await waiting()).toBe(0);
   });
 
+  it("leaves when it is told to, and finishes what it has started", async () => {
+    const slow = Promise.withResolvers<void>();
+    const signals: AbortSignal[] = [];
+    const worker = defineConsumer(jobs, "worker", { deadLetter: "dead.jobs", concurrency: 1 });
+    system = await startSystem(
+      createApp({ streams: [jobs, dead] }).on(worker, async (_, { signal }) => {
+        signals.push(signal);
+        await slow.promise;
+      }),
+    );
+    for (const n of [1, 2, 3]) await system.publish("jobs.a", { n });
+    const leave = new AbortController();
+    const invocation = system.invoke({ linger: "until-budget", budgetMs: 60_000, leave: leave.signal });
+    await expect.poll(() => signals).toHaveLength(1);
+    await expect.poll(waiting).toBe(0);
+    leave.abort();
+    await expect.poll(async () => (await system.jsm.consumers.info("JOBS", "worker")).num_ack_pending).toBe(1);
+    expect(signals[0]?.aborted).toBe(false);
+    slow.resolve();
+    const { consumers } = await invocation;
+    expect(consumers[0]).toMatchObject({ acked: 1, unconfirmed: 0, ended: "budget" });
+    expect(signals).toHaveLength(1);
+    expect(await waiting()).toBe(0);
+    expect((await system.invoke()).consumers[0]).toMatchObject({ acked: 2 });
+  });
+
+  it("that waits for more leaves when it is told to, and hands back what comes then", async () => {
+    const handled = await start();
+    const leave = new AbortController();
+    const invocation = system.invoke({ linger: "until-budget", budgetMs: 60_000, leave: leave.signal });
+    await expect.poll(waiting).toBe(1);
+    leave.abort();
+    await system.publish("jobs.a", { n: 1 });
+    const { consumers, ms } = await invocation;
+    expect(consumers[0]).toMatchObject({ pulled: 1, returned: 1, unconfirmed: 0, ended: "budget" });
+    expect(ms).toBeLessThan(20_000);
+    expect(handled).toEqual([]);
+    expect(await waiting()).toBe(0);
+    // who is told before it begins does nothing
+    expect((await system.invoke({ leave: leave.signal, linger: "until-budget" })).consumers[0]).toMatchObject({
+      pulled: 0,
+      ended: "budget",
+    });
+  });
+
   it("for a while, leaves when nothing has come for as long", async () => {
     await start();
     await system.publish("jobs.a", { n: 1 });

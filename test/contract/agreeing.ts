@@ -1,11 +1,11 @@
-import { describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import { fixed } from "../../src/index.ts";
 import { appOf, publishJobs, type Start, unfinished, worker } from "./jobs.ts";
 
 /** What several invocations agree on, in records with compare-and-set. */
 export function agreeing(start: Start): void {
   describe("invocations side by side", () => {
-    it("handle a key once", async () => {
+    it("handle a key once", async ({ expect }) => {
       const handled: number[] = [];
       const consumer = worker({ idempotency: { ttl: "1h", key: ({ data }) => `${data.n % 10}` } });
       await using system = await start(appOf(consumer, ({ data }) => handled.push(data.n % 10)));
@@ -16,7 +16,7 @@ export function agreeing(start: Start): void {
       expect(await unfinished(system)).toMatchObject({ num_pending: 0, num_ack_pending: 0 });
     });
 
-    it("keep to one rate", async () => {
+    it("keep to one rate", async ({ expect }) => {
       const starts: number[] = [];
       const consumer = worker({ rateLimit: { messages: 50, per: "1s" } });
       await using system = await start(appOf(consumer, () => starts.push(Date.now())));
@@ -27,19 +27,20 @@ export function agreeing(start: Start): void {
       expect(Math.max(...within)).toBeLessThanOrEqual(53);
     });
 
-    it("put off what is over its key's rate, and let others through", async () => {
+    it("put off what is over its key's rate, and let others through", async ({ expect }) => {
       const starts: number[] = [];
       const key = ({ data: { n } }: { data: { n: number } }) => (n < 30 ? "greedy" : `modest ${n}`);
       const consumer = worker({ rateLimit: { messages: 20, per: "1s", key }, maxAckPending: 10 });
       await using system = await start(appOf(consumer, ({ data }) => starts.push(data.n)));
       await publishJobs(system, 35, 0);
       await Promise.all([1, 2].map(() => system.invoke({ budgetMs: 8_000, linger: "3s" })));
+      await system.settle(); // on a slow machine they may have been over
       expect(starts.toSorted((a, b) => a - b)).toEqual(Array.from({ length: 35 }, (_, n) => n));
       expect(starts.indexOf(34)).toBeLessThan(25);
       expect(await unfinished(system)).toMatchObject({ num_pending: 0, num_ack_pending: 0 });
     });
 
-    it("stop where one of them finds too many failures, and go on when a message succeeds", async () => {
+    it("stop where one of them finds too many failures, and go on when a message succeeds", async ({ expect }) => {
       let up = false;
       let starts = 0;
       const consumer = worker({

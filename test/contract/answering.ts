@@ -1,4 +1,4 @@
-import { describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import { observe } from "../support/system.ts";
 import { appOf, nothing, publishJobs, type Start, stored, unfinished, worker } from "./jobs.ts";
 
@@ -8,14 +8,14 @@ export function answering(start: Start): void {
   const invocation = { budgetMs: 30_000 };
 
   describe("a consumer", () => {
-    it("that is empty leaves an invocation nothing to wait for", async () => {
+    it("that is empty leaves an invocation nothing to wait for", async ({ expect }) => {
       await using system = await start(appOf(worker(), () => {}));
       const { ms, consumers } = await system.invoke(invocation);
       expect(consumers[0]).toMatchObject({ pulled: 0, ended: "drained" });
       expect(ms).toBeLessThan(boundMs);
     });
 
-    it("that may have no more outstanding leaves it nothing to wait for either", async () => {
+    it("that may have no more outstanding leaves it nothing to wait for either", async ({ expect }) => {
       await using system = await start(appOf(worker({ maxAckPending: 1 }), () => {}));
       await publishJobs(system, 2);
       await (await system.js.consumers.get("JOBS", "worker")).next({ expires: 5_000 }); // someone else has the only place
@@ -24,7 +24,7 @@ export function answering(start: Start): void {
       expect(ms).toBeLessThan(boundMs);
     });
 
-    it("is waited for as long as an invocation lingers, and what comes meanwhile is handled", async () => {
+    it("is waited for as long as an invocation lingers, and what comes meanwhile is handled", async ({ expect }) => {
       await using system = await start(appOf(worker(), () => {}));
       const lingering = system.invoke({ budgetMs: 1_500, linger: "until-budget" });
       await expect.poll(async () => (await system.jsm.consumers.info("JOBS", "worker")).num_waiting).toBe(1);
@@ -33,7 +33,7 @@ export function answering(start: Start): void {
       expect(await unfinished(system)).toEqual(nothing);
     });
 
-    it("that is not there is told with the command to run", async () => {
+    it("that is not there is told with the command to run", async ({ expect }) => {
       await using system = await start(appOf(worker(), () => {}));
       await system.jsm.consumers.delete("JOBS", "worker");
       const { ms, consumers } = await system.invoke(invocation);
@@ -44,7 +44,7 @@ export function answering(start: Start): void {
       expect(ms).toBeLessThan(boundMs);
     });
 
-    it("whose stream is not there is told as well", async () => {
+    it("whose stream is not there is told as well", async ({ expect }) => {
       await using system = await start(appOf(worker(), () => {}));
       await system.jsm.streams.delete("JOBS");
       const { ms, consumers } = await system.invoke(invocation);
@@ -52,7 +52,7 @@ export function answering(start: Start): void {
       expect(ms).toBeLessThan(boundMs);
     });
 
-    it("that is deleted while an invocation waits for more is told at once", async () => {
+    it("that is deleted while an invocation waits for more is told at once", async ({ expect }) => {
       await using system = await start(appOf(worker(), () => {}));
       const waiting = system.invoke({ ...invocation, linger: "until-budget" });
       await expect.poll(async () => (await system.jsm.consumers.info("JOBS", "worker")).num_waiting).toBe(1);
@@ -62,7 +62,7 @@ export function answering(start: Start): void {
       expect(ms).toBeLessThan(15_000);
     });
 
-    it("goes on without the stream that counts attempts, and the report says what is missing", async () => {
+    it("goes on without the stream that counts attempts, and the report says what is missing", async ({ expect }) => {
       const app = appOf(worker(), ({ data, attempt }) => {
         if (data.n === 1 && attempt === 1) throw new Error("again");
       });
@@ -81,7 +81,7 @@ export function answering(start: Start): void {
   });
 
   describe("a server that is gone in the middle", () => {
-    it("does not hold an invocation beyond its deadline, and has lost nothing when it is back", async () => {
+    it("does not hold an invocation beyond its deadline, and has lost nothing when it is back", async ({ expect }) => {
       const handled: number[] = [];
       const app = appOf(worker({ ackWait: "1s" }), async ({ data }, { publish }) => {
         handled.push(data.n);

@@ -1,11 +1,11 @@
-import { describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import { createApp, NonRetriableError } from "../../src/index.ts";
 import { dead, deadLetters, jobs, nothing, publishJobs, type Start, stored, unfinished, worker } from "./jobs.ts";
 
 /** What becomes of messages that are handled together. */
 export function batching(start: Start): void {
   describe("a batch", () => {
-    it("is settled message by message, and halved to find the one that breaks it", async () => {
+    it("is settled message by message, and halved to find the one that breaks it", async ({ expect }) => {
       const attempts = new Map<number, number[]>();
       const app = createApp({ streams: [jobs, dead] }).handleBatch(
         worker({ concurrency: 2 }),

@@ -1,10 +1,12 @@
-import { expect, it } from "vitest";
+import { it } from "vitest";
 import { fixed } from "../../src/index.ts";
 import { appOf, deadLetters, nothing, publishJobs, type Start, stored, unfinished, worker } from "./jobs.ts";
 
 /** Retries that are far off, where few deliveries may be outstanding. */
 export function parking(start: Start): void {
-  it("far retries are out of the way of healthy messages, and come back unchanged when they are due", async () => {
+  it("far retries are out of the way of healthy messages, and come back unchanged when they are due", async ({
+    expect,
+  }) => {
     const delayMs = 5_100; // just over what is parked
     const failed = new Map<number, { at: number; message: object }>();
     const back = new Map<number, object>();

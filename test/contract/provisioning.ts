@@ -1,6 +1,6 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
-import { expect, it } from "vitest";
+import { it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
 import { apply } from "../../src/provision/apply.ts";
@@ -13,7 +13,7 @@ import { appOf, dead, jobs, type Start, worker } from "./jobs.ts";
 export function provisioning(start: Start, version: ServerVersion, client: ClientName): void {
   const app = appOf(worker({ maxAckPending: 100 }), () => {});
 
-  it("apply changes nothing the second time", async () => {
+  it("apply changes nothing the second time", async ({ expect }) => {
     await using system = await start(app);
     const connection = await system.connect();
     const consumers = app.bindings.map(({ consumer }) => consumer);
@@ -33,7 +33,7 @@ export function provisioning(start: Start, version: ServerVersion, client: Clien
   });
 
   if (client === "wsconnect") {
-    it("sortie apply creates the sample system, and changes nothing the second time", async () => {
+    it("sortie apply creates the sample system, and changes nothing the second time", async ({ expect }) => {
       await using system = await start(createApp({ streams: [] }));
       const sortie = () => {
         const env = { ...process.env, NATS_URL: system.server.url };
@@ -64,7 +64,7 @@ export function provisioning(start: Start, version: ServerVersion, client: Clien
     return { system, done };
   }
 
-  it("a schedule is released once, and not before its time", async () => {
+  it("a schedule is released once, and not before its time", async ({ expect }) => {
     const { system, done } = await startScheduling();
     await using _ = system;
     const connection = await system.connect();
@@ -82,11 +82,11 @@ export function provisioning(start: Start, version: ServerVersion, client: Clien
   const both = defineConsumer(jobs, "both", { deadLetter: "dead.jobs" });
   const needing = createApp({ streams: [jobs, dead] }).on(both, () => {});
   if (version === "2.9") {
-    it("more than one filter is refused with the version that it needs", async () => {
+    it("more than one filter is refused with the version that it needs", async ({ expect }) => {
       await expect(start(needing)).rejects.toThrow(/2 filters, which takes nats-server 2\.10 or newer/);
     });
   } else {
-    it("more than one filter lets through what any of them does", async () => {
+    it("more than one filter lets through what any of them does", async ({ expect }) => {
       await using system = await start(needing);
       await system.publish("jobs.do", { n: 1 });
       await system.publish("jobs.done", { n: 1 });

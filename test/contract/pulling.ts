@@ -1,12 +1,12 @@
 import { AckPolicy } from "@nats-io/jetstream";
-import { describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import { openPuller } from "../../src/nats/pull.ts";
 import { appOf, nothing, publishJobs, type Start, unfinished, worker } from "./jobs.ts";
 
 /** What is asked for and what comes of it, where more than one pull is under way or a limit is in the way. */
 export function pulling(start: Start): void {
   describe("pulls", () => {
-    it("that overlap end each by the server's own word on it", async () => {
+    it("that overlap end each by the server's own word on it", async ({ expect }) => {
       await using system = await start(appOf(worker(), () => {}));
       const connection = await system.connect();
       let delivered = 0;
@@ -32,7 +32,7 @@ export function pulling(start: Start): void {
       await connection.close();
     });
 
-    it("bring a message that has more bytes than may be in hand, alone", async () => {
+    it("bring a message that has more bytes than may be in hand, alone", async ({ expect }) => {
       const together: number[] = [];
       let running = 0;
       const app = appOf(worker({ maxBytes: 2_000 }), async ({ data }) => {
@@ -48,7 +48,9 @@ export function pulling(start: Start): void {
       expect(await unfinished(system)).toEqual(nothing);
     });
 
-    it("do not wait for what a consumer may not hand out, where few deliveries may be outstanding", async () => {
+    it("do not wait for what a consumer may not hand out, where few deliveries may be outstanding", async ({
+      expect,
+    }) => {
       const app = appOf(worker({ maxAckPending: 3 }), ({ data }) => {
         return new Promise((resolve) => setTimeout(resolve, data.n % 4));
       });
@@ -65,7 +67,7 @@ export function pulling(start: Start): void {
       expect(total).toBeLessThan(10_000);
     });
 
-    it("keep the limits that someone else has set on the consumer", async () => {
+    it("keep the limits that someone else has set on the consumer", async ({ expect }) => {
       await using system = await start(appOf(worker({ concurrency: 50 }), () => {}));
       await system.jsm.consumers.delete("JOBS", "worker");
       await system.jsm.consumers.add("JOBS", {

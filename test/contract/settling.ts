@@ -1,4 +1,4 @@
-import { describe, expect, it } from "vitest";
+import { describe, it } from "vitest";
 import { fixed, NonRetriableError } from "../../src/index.ts";
 import { altered } from "../support/connections.ts";
 import { publishRaw } from "../support/peers.ts";
@@ -10,7 +10,7 @@ const ascending = (numbers: number[]) => numbers.toSorted((a, b) => a - b);
 /** How deliveries leave an invocation, as the server and a client that is not Sortie's see it. */
 export function settling(start: Start): void {
   describe("a delivery", () => {
-    it("is acknowledged once it is handled, and gone", async () => {
+    it("is acknowledged once it is handled, and gone", async ({ expect }) => {
       const seen: number[] = [];
       await using system = await start(appOf(worker(), ({ data }) => void seen.push(data.n)));
       await publishJobs(system, 100);
@@ -21,7 +21,7 @@ export function settling(start: Start): void {
       expect(ascending(seen)).toEqual(upTo(100));
     });
 
-    it("goes to one of the invocations that run at the same time", async () => {
+    it("goes to one of the invocations that run at the same time", async ({ expect }) => {
       const seen: number[] = [];
       const app = appOf(worker({ concurrency: 4 }), async ({ data }) => {
         seen.push(data.n);
@@ -35,7 +35,7 @@ export function settling(start: Start): void {
       expect(await unfinished(system)).toEqual(nothing);
     });
 
-    it("comes again where its handler throws, and its attempts are counted one by one", async () => {
+    it("comes again where its handler throws, and its attempts are counted one by one", async ({ expect }) => {
       const attempts = new Map<number, number[]>();
       const app = appOf(worker(), ({ data, attempt }) => {
         attempts.set(data.n, [...(attempts.get(data.n) ?? []), attempt]);
@@ -50,7 +50,7 @@ export function settling(start: Start): void {
       expect(await deadLetters(system)).toEqual([]);
     });
 
-    it("goes to the dead letters at once where its error is non-retriable, with its story", async () => {
+    it("goes to the dead letters at once where its error is non-retriable, with its story", async ({ expect }) => {
       const app = appOf(worker(), () => {
         throw new NonRetriableError("card declined");
       });
@@ -76,7 +76,7 @@ export function settling(start: Start): void {
       expect(await stored(system, "JOBS")).toEqual({});
     });
 
-    it("goes there after its last attempt, started neither more nor less often", async () => {
+    it("goes there after its last attempt, started neither more nor less often", async ({ expect }) => {
       let starts = 0;
       const app = appOf(worker(), () => {
         starts += 1;
@@ -94,7 +94,7 @@ export function settling(start: Start): void {
       expect(await unfinished(system)).toEqual(nothing);
     });
 
-    it("that nobody can read goes there byte for byte", async () => {
+    it("that nobody can read goes there byte for byte", async ({ expect }) => {
       let starts = 0;
       await using system = await start(appOf(worker(), () => void starts++));
       const payloads = [new Uint8Array([0xff, 0xfe, 0x00]), new Uint8Array(), new TextEncoder().encode('{"n":"1"}')];
@@ -115,7 +115,7 @@ export function settling(start: Start): void {
       expect(await stored(system, "JOBS")).toEqual({});
     });
 
-    it("loses nothing where its dead letter is refused, and goes there as soon as it is taken", async () => {
+    it("loses nothing where its dead letter is refused, and goes there as soon as it is taken", async ({ expect }) => {
       const app = appOf(worker(), () => {
         throw new NonRetriableError("no");
       });
@@ -130,7 +130,7 @@ export function settling(start: Start): void {
       expect(await unfinished(system)).toEqual(nothing);
     });
 
-    it("that was handed back unstarted is not charged for it", async () => {
+    it("that was handed back unstarted is not charged for it", async ({ expect }) => {
       const starts: string[] = [];
       const options = { concurrency: 1, retry: { attempts: 1, backoff: fixed(20) } };
       const app = appOf(worker(options), async ({ data, attempt }, { signal }) => {
@@ -153,7 +153,7 @@ export function settling(start: Start): void {
       expect(await unfinished(system)).toEqual(nothing);
     });
 
-    it("whose settlement was lost comes again and loses nothing else, whichever it was", async () => {
+    it("whose settlement was lost comes again and loses nothing else, whichever it was", async ({ expect }) => {
       const attempts = new Map<number, number[]>();
       const app = appOf(worker({ ackWait: "1s" }), async ({ data: { n }, attempt }, { publish }) => {
         attempts.set(n, [...(attempts.get(n) ?? []), attempt]);
@@ -183,7 +183,7 @@ export function settling(start: Start): void {
   });
 
   describe("what a handler publishes", () => {
-    it("is stored once, however often its message is handled", async () => {
+    it("is stored once, however often its message is handled", async ({ expect }) => {
       const app = appOf(worker(), async ({ data, attempt }, { publish }) => {
         await publish("jobs.done", data);
         void publish("jobs.done", { n: -data.n });

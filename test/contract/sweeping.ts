@@ -47,7 +47,7 @@ export function sweeping(start: Start): void {
   }
 
   describe("a message that the server gave up on", () => {
-    it("is handled all the same where nobody was heard of again that it was given to", async () => {
+    it("is handled all the same where nobody was heard of again that it was given to", async ({ expect }) => {
       const attempts: number[] = [];
       const { system, invoke } = await startForeign(async ({ attempt, data }, { publish }) => {
         attempts.push(attempt);
@@ -63,7 +63,7 @@ export function sweeping(start: Start): void {
       expect(await deadLetters(system)).toEqual([]);
     });
 
-    it("is attempted as often as its policy says, and then dead-lettered with its attempts", async () => {
+    it("is attempted as often as its policy says, and then dead-lettered with its attempts", async ({ expect }) => {
       const attempts: number[] = [];
       const { system, invoke } = await startForeign(({ attempt }) => {
         attempts.push(attempt);
