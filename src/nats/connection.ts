@@ -17,6 +17,8 @@ export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request
    * Rejects with SortieError `connection-failed`.
    */
   readonly confirmed?: Promise<void>;
+  /** A round trip to the server itself. Without it nobody can tell whether it is still there, and the connection is not kept. */
+  flush?(): Promise<void>;
 };
 
 /** Opens a WebSocket; an abort of `gone` lets go of it at once, whatever the peer does. */

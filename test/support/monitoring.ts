@@ -5,6 +5,8 @@ import { createServer } from "node:net";
 interface Seen {
   readonly cid: number;
   readonly name?: string;
+  /** How many subscriptions it has. */
+  readonly subscriptions?: number;
 }
 
 /** The monitoring of a nats-server that is given `config`. */

@@ -51,20 +51,22 @@ export function answersHttp(socket: Socket): void {
 
 /**
  * Stands between a client and a server, `delayMs` away from each; `freeze` stops all bytes without closing anything, like
- * a network that is gone, and `standStill` holds them for a while and loses none.
+ * a network that is gone, `forget` stops those of the connections that are open now, like a NAT that has dropped them, and
+ * `standStill` holds them for a while and loses none.
  */
 export async function startProxy(
   target: string,
   delayMs = 0,
-): Promise<Peer & { freeze(): void; standStill(ms: number): void }> {
+): Promise<Peer & { freeze(): void; forget(): void; standStill(ms: number): void }> {
   const { hostname, port } = new URL(target);
   let frozen = false;
   let held: (() => void)[] | undefined;
+  const forgotten = new WeakSet<Socket>();
   const pass = (from: Socket, to: Socket) => {
     from.on("data", (chunk) => {
       const arrive = () => to.write(chunk);
       if (held) held.push(arrive);
-      else if (!frozen) setTimeout(arrive, delayMs);
+      else if (!frozen && !forgotten.has(from) && !forgotten.has(to)) setTimeout(arrive, delayMs);
     });
   };
   const peer = await startPeer((client) => {
@@ -78,6 +80,9 @@ export async function startProxy(
     ...peer,
     freeze() {
       frozen = true;
+    },
+    forget() {
+      for (const client of peer.sockets) forgotten.add(client);
     },
     standStill(ms) {
       held = [];

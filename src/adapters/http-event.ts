@@ -1,0 +1,39 @@
+import type { LambdaEvent } from "hono/aws-lambda";
+import { SortieError } from "../errors.ts";
+
+/**
+ * An HTTP request as a function URL, API Gateway or a load balancer hands it over, with the path that its caller meant.
+ * @throws SortieError `not-configured` for any other event: it would be answered with a 404 that nobody reads.
+ */
+export function httpEvent<Event extends LambdaEvent>(event: Event): Event {
+  const { requestContext } = (isObject(event) ? event : {}) as { requestContext?: unknown };
+  const context = isObject(requestContext) ? requestContext : {};
+  if ("http" in context && "rawPath" in event) {
+    // a stage with a name stands before the path of an HTTP API, and not of a REST API
+    const prefix = `/${"stage" in context ? context.stage : "$default"}/`;
+    const path = event.rawPath.startsWith(prefix) ? event.rawPath.slice(prefix.length - 1) : event.rawPath;
+    return { ...event, rawPath: literal(path) };
+  }
+  const isRequest = "serviceArn" in context || (isObject(event) && "httpMethod" in event);
+  if (isRequest && "path" in event) return { ...event, path: literal(event.path) };
+  throw new SortieError(
+    "not-configured",
+    `http: expected an HTTP request of a function URL, API Gateway or a load balancer, got ${described(event)}. Let schedules start \`pull\` and \`release\` instead.`,
+  );
+}
+
+/** A path as it is: some hand it over decoded, and the query apart. */
+function literal(path: string): string {
+  return path.replace(/[?#\\]/g, encodeURIComponent);
+}
+
+function described(event: unknown): string {
+  if (!isObject(event)) return `an event that is ${JSON.stringify(event)}`;
+  const { source, "detail-type": type } = event as { source?: unknown; "detail-type"?: unknown };
+  if (typeof source === "string") return `an event of ${source} (${type})`;
+  return `an event with ${Object.keys(event).join(", ") || "nothing in it"}`;
+}
+
+function isObject(value: unknown): value is object {
+  return typeof value === "object" && value !== null;
+}

@@ -1,0 +1,140 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, it } from "vitest";
+import * as z from "zod";
+import { keepConnection } from "../../src/adapters/kept-connection.ts";
+import { createApp, defineConsumer, defineStream } from "../../src/index.ts";
+import { type Connection, connect, disconnect } from "../../src/nats/connection.ts";
+import { publish } from "../../src/publish/publish.ts";
+import { monitoring } from "../support/monitoring.ts";
+import { startProxy } from "../support/peers.ts";
+import { startStretch } from "../support/stretch.ts";
+import { startSystem } from "../support/system.ts";
+
+const jobs = defineStream("JOBS", { subjects: { "jobs.do": z.object({ n: z.number() }) }, retention: "workqueue" });
+const dead = defineStream("DEAD", { captures: ["dead.>"] });
+const doing = defineConsumer(jobs, "doing", { deadLetter: "dead.jobs" });
+const app = createApp({ streams: [jobs, dead] }).on(doing, () => {});
+
+const idle = () => sleep(1_050); // no longer used a moment ago
+
+/** What one invocation does over the connection that it gets. */
+async function publishOver(connect: (ms: number) => Promise<Connection>, n = 1): Promise<number> {
+  const connection = await connect(5_000);
+  try {
+    const message = { stream: "JOBS", subject: "jobs.do", payload: new TextEncoder().encode(JSON.stringify({ n })) };
+    return (await publish(connection, message, 2_000)).sequence;
+  } finally {
+    disconnect(connection);
+  }
+}
+
+async function startKept({ idleMs = 60_000, through = (url: string) => Promise.resolve({ url }) } = {}) {
+  const monitor = await monitoring();
+  const system = await startSystem(app, monitor);
+  const { url } = await through(system.server.url);
+  const kept = keepConnection((ms) => connect({ url }, ms), idleMs);
+  const seen = async (state?: "open" | "all") => (await monitor.connections(state)).map(({ cid }) => cid);
+  return { ...system, kept, monitor, seen };
+}
+
+describe.concurrent("a connection that is kept", () => {
+  it("is one for all invocations, one after the other and at the same time, and they leave nothing behind", async ({
+    expect,
+  }) => {
+    await using system = await startKept();
+    const { kept, monitor, invoke, jsm } = system;
+    const before = (await system.seen("all")).length;
+    await Promise.all([publishOver(kept.connect), publishOver(kept.connect), publishOver(kept.connect)]);
+    const counts: (number | undefined)[] = [];
+    for (let n = 0; n < 3; n++) {
+      await publishOver(kept.connect);
+      await invoke({ connect: kept.connect });
+      expect((await jsm.consumers.info("JOBS", "doing")).num_waiting).toBe(0);
+      const [only, ...others] = await monitor.connections();
+      expect(others).toEqual([]);
+      counts.push(only?.subscriptions);
+    }
+    expect(counts).toEqual([1, 1, 1]); // the client's own, for answers
+    expect((await jsm.streams.info("JOBS")).state.messages).toBe(0);
+    expect((await system.seen("all")).length).toBe(before + 1);
+    await kept.end();
+    await expect.poll(() => system.seen()).toEqual([]);
+  });
+
+  it("costs a publish one flight, and one more where it was idle", async ({ expect }) => {
+    await using system = await startSystem(app);
+    await using stretch = await startStretch(system.server.url, 10);
+    const kept = keepConnection((ms) => connect({ url: stretch.url }, ms), 60_000);
+    const flightsOf = async () => {
+      const before = stretch.flights;
+      await publishOver(kept.connect);
+      return stretch.flights - before;
+    };
+    expect(await flightsOf()).toBe(2); // the upgrade; without what TCP and TLS take
+    expect(await flightsOf()).toBe(1);
+    await idle();
+    expect(await flightsOf()).toBe(2);
+    await kept.end();
+  });
+
+  it("is replaced where its peer has vanished without a word, and is not waited for", async ({ expect }) => {
+    let vanish = () => {};
+    await using proxies = new AsyncDisposableStack();
+    await using system = await startKept({
+      async through(url) {
+        const proxy = proxies.use(await startProxy(url));
+        vanish = proxy.forget;
+        return proxy;
+      },
+    });
+    await publishOver(system.kept.connect);
+    vanish();
+    await idle();
+    expect(await publishOver(system.kept.connect)).toBe(2); // within the time for connecting and publishing
+    await system.kept.end();
+  });
+
+  it("is closed where a request was not answered", async ({ expect }) => {
+    let vanish = () => {};
+    await using proxies = new AsyncDisposableStack();
+    await using system = await startKept({
+      async through(url) {
+        const proxy = proxies.use(await startProxy(url));
+        vanish = proxy.forget;
+        return proxy;
+      },
+    });
+    await publishOver(system.kept.connect);
+    vanish();
+    // used a moment ago, it is not asked
+    await expect(publishOver(system.kept.connect)).rejects.toMatchObject({ code: "timed-out" });
+    expect(await publishOver(system.kept.connect)).toBe(2);
+    await system.kept.end();
+  });
+
+  it("is replaced after a server that was restarted, and after it was idle for too long", async ({ expect }) => {
+    await using system = await startKept({ idleMs: 1_000 });
+    await publishOver(system.kept.connect);
+    const [first] = await system.seen();
+    await system.server.kill();
+    await expect(publishOver(system.kept.connect)).rejects.toMatchObject({ code: "connection-failed" });
+    await system.server.start();
+    expect(await publishOver(system.kept.connect)).toBe(2);
+    const [second] = await system.seen();
+    await idle();
+    expect(await publishOver(system.kept.connect)).toBe(3);
+    await expect.poll(async () => (await system.seen()).length).toBe(1);
+    expect(await system.seen()).not.toContain(second);
+    expect(first).toBeDefined();
+    await system.kept.end();
+  });
+
+  it("is not kept where it was not used, or is not to be idle at all", async ({ expect }) => {
+    await using system = await startKept({ idleMs: 0 });
+    await publishOver(system.kept.connect);
+    await expect.poll(() => system.seen()).toEqual([]);
+    const kept = keepConnection(() => system.connect(), 60_000);
+    disconnect(await kept.connect(5_000)); // before it was confirmed
+    await expect.poll(() => system.seen()).toEqual([]);
+  });
+});
