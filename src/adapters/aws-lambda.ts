@@ -4,12 +4,12 @@ import type { App } from "../app.ts";
 import { assertFanOut, type OnMore } from "../consume/continuation.ts";
 import { invoke, type Linger, lingerMs } from "../consume/invocation.ts";
 import type { InvocationReport } from "../consume/report.ts";
-import { createHttp } from "../http/http.ts";
+import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
 import { connectWith, logJson, placeIn, reported, reportedOnce, reportedRelease, tokensIn } from "./settings.ts";
 
-export interface ServeOptions {
+export interface ServeOptions extends SurfaceOptions {
   /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
   concurrency?: number;
   /** What `pull` does when nothing is left: Lambda bills the time that it waits. @default "drain" */
@@ -41,7 +41,10 @@ const runtimeMs = 250; // for the runtime to take the answer before it ends the 
  * @example
  * export const { http, pull, release } = serve(app);
  */
-export function serve(app: App, { linger, concurrency = Infinity, onMore }: ServeOptions = {}): LambdaHandlers {
+export function serve(
+  app: App,
+  { linger, concurrency = Infinity, onMore, rateLimit, cors }: ServeOptions = {},
+): LambdaHandlers {
   const { streams, bindings, fanOut } = app;
   if (linger !== undefined) lingerMs(linger); // a malformed one is to be known at the deploy
   assertFanOut(fanOut, onMore);
@@ -51,7 +54,19 @@ export function serve(app: App, { linger, concurrency = Infinity, onMore }: Serv
   const http = createHttp(app, {
     connect: (_c, ms) => connect(ms),
     tokens: () => tokensIn(process.env),
-    remaining: (c: Context) => remaining((c.env as { lambdaContext: LambdaContext }).lambdaContext),
+    remaining: (c) => remaining(contextOf(c)),
+    address: addressOf,
+    run: (c, due) =>
+      reported(
+        invoke({
+          ...{ streams, connect, concurrency, host: hostName(), log: logJson, onMore, fanOut },
+          bindings: due,
+          deadline: Date.now() + remaining(contextOf(c)),
+        }),
+      ),
+    release: (c) => releaseWithin(remaining(contextOf(c)), 0),
+    rateLimit,
+    ...(cors && { cors }),
   });
   return {
     http: handle(http),
@@ -64,7 +79,7 @@ export function serve(app: App, { linger, concurrency = Infinity, onMore }: Serv
           connect,
           deadline: Date.now() + remaining(context),
           concurrency,
-          host: process.env.AWS_LAMBDA_LOG_STREAM_NAME ?? "aws-lambda",
+          host: hostName(),
           log: logJson,
           onMore,
           fanOut,
@@ -73,19 +88,35 @@ export function serve(app: App, { linger, concurrency = Infinity, onMore }: Serv
         }),
       );
     },
-    async release(_event, context) {
-      const ms = remaining(context);
-      const deadline = Date.now() + ms - closingMs;
-      const connection = await connect(ms / 4);
-      try {
-        const stayMs = linger === undefined ? 0 : lingerMs(linger);
-        return await reportedRelease(release(connection, streams, { deadline, lingerMs: stayMs }));
-      } catch (error) {
-        await assertLoggedIn(connection);
-        throw error;
-      } finally {
-        disconnect(connection);
-      }
-    },
+    release: (_event, context) => releaseWithin(remaining(context), linger === undefined ? 0 : lingerMs(linger)),
   };
+
+  async function releaseWithin(ms: number, stayMs: number): Promise<ReleaseReport> {
+    const deadline = Date.now() + ms - closingMs;
+    const connection = await connect(ms / 4);
+    try {
+      return await reportedRelease(release(connection, streams, { deadline, lingerMs: stayMs }));
+    } catch (error) {
+      await assertLoggedIn(connection);
+      throw error;
+    } finally {
+      disconnect(connection);
+    }
+  }
+}
+
+function contextOf(c: Context): LambdaContext {
+  return (c.env as { lambdaContext: LambdaContext }).lambdaContext;
+}
+
+/** Where a request came from, as function URLs and both API Gateways say it; a load balancer says nothing of its own. */
+function addressOf(c: Context): string | undefined {
+  const { requestContext } = c.env as {
+    requestContext?: { http?: { sourceIp?: string }; identity?: { sourceIp?: string } };
+  };
+  return requestContext?.http?.sourceIp ?? requestContext?.identity?.sourceIp;
+}
+
+function hostName(): string {
+  return process.env.AWS_LAMBDA_LOG_STREAM_NAME ?? "aws-lambda";
 }
