@@ -6,7 +6,7 @@ import { invoke, type Linger, lingerMs } from "../consume/invocation.ts";
 import type { InvocationReport } from "../consume/report.ts";
 import { assertCounts } from "../define/count.ts";
 import { type Duration, toMs } from "../duration.ts";
-import { createHttp } from "../http/http.ts";
+import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
 import { httpEvent } from "./http-event.ts";
@@ -15,7 +15,7 @@ import { connectWith, logJson, placeIn, reported, reportedOnce, reportedRelease,
 
 export { selfInvoke } from "./self-invoke.ts";
 
-export interface ServeOptions {
+export interface ServeOptions extends SurfaceOptions {
   /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
   concurrency?: number;
   /** What `pull` does when nothing is left: Lambda bills the time that it waits. @default "drain" */
@@ -63,7 +63,7 @@ const runtimeMs = 250; // for the runtime to take the answer before it ends the 
  */
 export function serve(
   app: App,
-  { linger, concurrency = Infinity, keep = "90s", onMore, depth = 16 }: ServeOptions = {},
+  { linger, concurrency = Infinity, keep = "90s", onMore, depth = 16, rateLimit, cors }: ServeOptions = {},
 ): LambdaHandlers {
   const { streams, bindings, fanOut } = app;
   if (linger !== undefined) lingerMs(linger); // a malformed one is to be known at the deploy
@@ -73,11 +73,25 @@ export function serve(
   const kept = keepConnection(open, toMs(keep, "keep"));
   endWithInstance(kept.end);
   const remaining = (context: InvocationContext) => context.getRemainingTimeInMillis() - runtimeMs;
+  const common = {
+    streams,
+    concurrency,
+    fanOut,
+    connect: fanOut ? open : kept.connect, // one that is kept has a place to itself
+    host: process.env.AWS_LAMBDA_LOG_STREAM_NAME ?? "aws-lambda",
+    log: logJson,
+  };
   const http = handle(
     createHttp(app, {
       connect: (_c, ms) => kept.connect(ms),
       tokens: () => tokensIn(process.env),
-      remaining: (c: Context) => remaining((c.env as { lambdaContext: LambdaContext }).lambdaContext),
+      remaining: (c) => remaining(contextOf(c)),
+      address: addressOf,
+      run: (c, due) =>
+        reported(invoke({ ...common, bindings: due, deadline: Date.now() + remaining(contextOf(c)), onMore })),
+      release: (c) => releaseWithin(remaining(contextOf(c)), 0),
+      rateLimit,
+      ...(cors && { cors }),
     }),
   );
   return {
@@ -94,35 +108,42 @@ export function serve(
           ));
       return (place ? reportedOnce : reported)(
         invoke({
-          streams,
+          ...common,
           bindings,
-          connect: fanOut ? open : kept.connect, // one that is kept has a place to itself
           deadline: Date.now() + remaining(context),
-          concurrency,
-          host: process.env.AWS_LAMBDA_LOG_STREAM_NAME ?? "aws-lambda",
-          log: logJson,
           onMore: before < depth ? goOn : undefined,
-          fanOut,
           place,
           ...(linger !== undefined && !place && { linger }), // who goes on for others waits for nothing,
         }),
       );
     },
-    async release(_event, context) {
-      const ms = remaining(context);
-      const deadline = Date.now() + ms - closingMs;
-      const connection = await kept.connect(ms / 4);
-      try {
-        const stayMs = linger === undefined ? 0 : lingerMs(linger);
-        return await reportedRelease(release(connection, streams, { deadline, lingerMs: stayMs }));
-      } catch (error) {
-        await assertLoggedIn(connection);
-        throw error;
-      } finally {
-        disconnect(connection);
-      }
-    },
+    release: (_event, context) => releaseWithin(remaining(context), linger === undefined ? 0 : lingerMs(linger)),
   };
+
+  async function releaseWithin(ms: number, stayMs: number): Promise<ReleaseReport> {
+    const deadline = Date.now() + ms - closingMs;
+    const connection = await kept.connect(ms / 4);
+    try {
+      return await reportedRelease(release(connection, streams, { deadline, lingerMs: stayMs }));
+    } catch (error) {
+      await assertLoggedIn(connection);
+      throw error;
+    } finally {
+      disconnect(connection);
+    }
+  }
+}
+
+function contextOf(c: Context): LambdaContext {
+  return (c.env as { lambdaContext: LambdaContext }).lambdaContext;
+}
+
+/** Where a request came from, as function URLs and both API Gateways say it; a load balancer says nothing of its own. */
+function addressOf(c: Context): string | undefined {
+  const { requestContext } = c.env as {
+    requestContext?: { http?: { sourceIp?: string }; identity?: { sourceIp?: string } };
+  };
+  return requestContext?.http?.sourceIp ?? requestContext?.identity?.sourceIp;
 }
 
 /** How many invocations came before the one that was asked for with this event, as `onMore` was told. */

@@ -8,9 +8,9 @@ import type { InvocationReport } from "../consume/report.ts";
 import { covers } from "../define/subject.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { textOf } from "../errors.ts";
-import { createHttp } from "../http/http.ts";
-import { type Connection, disconnect } from "../nats/connection.ts";
-import { hasToRelease, release } from "../schedule/release.ts";
+import { createHttp, type SurfaceOptions } from "../http/http.ts";
+import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
+import { hasToRelease, type ReleaseReport, release } from "../schedule/release.ts";
 import { createKicks } from "./kick.ts";
 import {
   connectWith,
@@ -23,7 +23,7 @@ import {
   tokensIn,
 } from "./settings.ts";
 
-export interface ServeOptions<Env extends Settings = Settings> {
+export interface ServeOptions<Env extends Settings = Settings> extends SurfaceOptions {
   /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
   concurrency?: number;
   /**
@@ -74,7 +74,15 @@ export interface WorkerHandlers {
  */
 export function serve<Env extends Settings = Settings>(
   app: App,
-  { linger = "drain", concurrency = Infinity, kick = false, onMore, ...options }: ServeOptions<Env> = {},
+  {
+    linger = "drain",
+    concurrency = Infinity,
+    kick = false,
+    onMore,
+    rateLimit,
+    cors,
+    ...options
+  }: ServeOptions<Env> = {},
 ): WorkerHandlers {
   const { budget = linger === "until-budget" ? untilNextTickMs : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
@@ -88,8 +96,19 @@ export function serve<Env extends Settings = Settings>(
   const http = createHttp(app, {
     connect: (c, ms) => connectWith(c.env as Settings, ms, { open }),
     tokens: (c) => tokensIn(c.env as Settings),
+    address: (c) => c.req.header("CF-Connecting-IP"), // which Cloudflare writes itself
+    limit: limitOf,
+    run: (c, due) => reported(afterwards(c, invokeIn(c.env as Env, { bindings: due, deadline: triggeredUntil() }))),
+    release: (c) => afterwards(c, releaseOnce(c.env as Settings, triggeredUntil())),
+    rateLimit,
+    ...(cors && { cors }),
     ...(kick && { onPublished }),
   });
+
+  /** Somebody who triggers by URL may hang up, which leaves no more than the afterlife. */
+  function triggeredUntil(): number {
+    return Date.now() + Math.min(budgetMs, afterlifeMs);
+  }
 
   function onPublished(c: Context, subject: string, began: number): void {
     const wanted = bindings.filter(({ consumer }) => consumer.filters.some((filter) => covers(filter, subject)));
@@ -115,6 +134,18 @@ export function serve<Env extends Settings = Settings>(
       log: logJson,
       ...how,
     });
+  }
+
+  async function releaseOnce(env: Settings, deadline: number): Promise<ReleaseReport> {
+    const connection = await connectWith(env, (deadline - Date.now()) / 4, { open, name: "sortie-release" });
+    try {
+      return await reportedRelease(release(connection, streams, { deadline }));
+    } catch (error) {
+      await assertLoggedIn(connection);
+      throw error;
+    } finally {
+      disconnect(connection);
+    }
   }
 
   /** Beside the consumers, until the next tick does: a Worker bills no waiting. */
@@ -153,6 +184,21 @@ export function serve<Env extends Settings = Settings>(
       await Promise.all(places.map((place) => reportedOnce(goOn(place))));
     },
   };
+}
+
+/** Goes on to its end when whoever asked for it has hung up. */
+function afterwards<T>(c: Context, work: Promise<T>): Promise<T> {
+  c.executionCtx.waitUntil(work.catch(() => {}));
+  return work;
+}
+
+/** What the binding `SORTIE_RATE_LIMIT` says, where there is one: it counts for all isolates of a location, over 10 s or 60. */
+async function limitOf(c: Context, caller: string): Promise<number | undefined> {
+  const { SORTIE_RATE_LIMIT: binding } = c.env as {
+    SORTIE_RATE_LIMIT?: { limit(options: { key: string }): Promise<{ success: boolean }> };
+  };
+  if (!binding) return undefined;
+  return (await binding.limit({ key: caller })).success ? 0 : 10_000;
 }
 
 /**

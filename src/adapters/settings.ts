@@ -1,7 +1,7 @@
 import type { Place } from "../consume/places.ts";
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
 import { SortieError, textOf } from "../errors.ts";
-import type { Tokens } from "../http/http.ts";
+import type { Tokens } from "../http/access.ts";
 import { type Connection, connect, type OpenSocket } from "../nats/connection.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
 
@@ -13,15 +13,33 @@ export interface Settings {
   NATS_CREDS?: string;
   /** Secret. */
   NATS_TOKEN?: string;
-  /** What `POST /publish/{subject}` takes as its bearer token. Secret. */
+  /**
+   * What `POST /publish/{subject}` takes as its bearer token. As of each of the tokens below there may be several, with spaces
+   * between; one for some subjects alone is written `orders.placed,notes.*:<token>`. Secret.
+   */
   SORTIE_PUBLISH_TOKEN?: string;
   /** What `/schedules` takes as its bearer token. Secret. */
   SORTIE_SCHEDULES_TOKEN?: string;
+  /** What `/run/{consumer}`, `/release` and the whole of `/health` take. Secret. */
+  SORTIE_RUN_TOKEN?: string;
+  /** What opens everything. Secret. */
+  SORTIE_ADMIN_TOKEN?: string;
+  /** What signs webhooks for literal subjects: `payments.received:whsec_<base64>`. Secret. */
+  SORTIE_WEBHOOK_SECRET?: string;
+  /** As `SORTIE_RUN_TOKEN`, in the name that Vercel gives it. Secret. */
+  CRON_SECRET?: string;
 }
 
 /** Who is let in over HTTP. */
-export function tokensIn({ SORTIE_PUBLISH_TOKEN: publish, SORTIE_SCHEDULES_TOKEN: schedules }: Settings): Tokens {
-  return { publish, schedules };
+export function tokensIn(settings: Settings): Tokens {
+  return {
+    publish: settings.SORTIE_PUBLISH_TOKEN,
+    schedules: settings.SORTIE_SCHEDULES_TOKEN,
+    run: settings.SORTIE_RUN_TOKEN,
+    admin: settings.SORTIE_ADMIN_TOKEN,
+    webhooks: settings.SORTIE_WEBHOOK_SECRET,
+    cron: settings.CRON_SECRET,
+  };
 }
 
 /** Connects as the settings say. Throws `not-configured` where they do not say where to. */

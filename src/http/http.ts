@@ -1,23 +1,43 @@
-import { type Context, Hono, type MiddlewareHandler } from "hono";
-import { bodyLimit } from "hono/body-limit";
+import { type Context, Hono } from "hono";
+import { cors } from "hono/cors";
 import { methodNotAllowed } from "hono/method-not-allowed";
-import { timingSafeEqual } from "hono/utils/buffer";
 import type { App } from "../app.ts";
+import type { Binding } from "../consume/handler.ts";
+import type { InvocationReport } from "../consume/report.ts";
+import { schemaOf } from "../define/stream.ts";
 import type { Duration } from "../duration.ts";
+import { SortieError } from "../errors.ts";
 import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
 import { storedMessage } from "../nats/stored-message.ts";
-import { type Outgoing, preparePayload, streamFor } from "../publish/outgoing.ts";
+import { type Outgoing, preparePayload } from "../publish/outgoing.ts";
 import { type Published, publish } from "../publish/publish.ts";
+import type { ReleaseReport } from "../schedule/release.ts";
 import { releaseOf, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
 import { createSchedules, type ListOptions, type Schedules } from "../schedule/schedules.ts";
 import { timeOf, type When } from "../schedule/when.ts";
+import { type AdmissionOptions, createAdmission } from "./admission.ts";
+import { bodyOf, objectOf } from "./body.ts";
+import { healthOf } from "./health.ts";
+import { openApiOf } from "./openapi.ts";
 import { problem, problemOf, RequestError } from "./problem.ts";
+import type { RateLimitOptions } from "./rate-limit.ts";
+import { publicStream } from "./subjects.ts";
+import { isVisible } from "./webhook.ts";
 
-export interface HttpOptions {
+/** What an app's HTTP surface lets be chosen, on every platform. */
+export interface SurfaceOptions {
+  /** How often each caller may ask: who shows a token for itself, all others by their address. @default as often as they like */
+  rateLimit?: RateLimitOptions;
+  /**
+   * The origins whose pages may read what is answered, such as `"https://app.example.com"`, or `"*"` for all. Credentials that
+   * a browser sends by itself are never asked for. @default none
+   */
+  cors?: { origins: readonly string[] };
+}
+
+export interface HttpOptions extends AdmissionOptions, Pick<SurfaceOptions, "cors"> {
   /** Opens the connection that one request uses, within `ms`. */
   connect(c: Context, ms: number): Promise<Connection>;
-  /** The bearer tokens; without one what it is for cannot be done. */
-  tokens(c: Context): Tokens;
   /** Milliseconds that the platform leaves to the request. @default unlimited */
   remaining?(c: Context): number;
   /**
@@ -25,17 +45,26 @@ export interface HttpOptions {
    * What it starts must not be waited for, and it must not throw.
    */
   onPublished?(c: Context, subject: string, began: number): void;
+  /** One invocation of these consumers, within what the platform leaves to a request. @default there is no `/run` */
+  run?(c: Context, bindings: readonly Binding[]): Promise<InvocationReport>;
+  /** One scheduler invocation, within the same. @default there is no `/release` */
+  release?(c: Context): Promise<ReleaseReport>;
 }
 
-const maxBodyBytes = 1024 * 1024; // nats-server's own max_payload, unless configured
 const maxRequestMs = 10_000;
 
+/** The ids that Sortie derives for messages of its own: whoever took one first would have them taken for duplicates. */
+const derived = /^(sortie\.|[^.]+\.[^.]+\.\d+\.\d+\.)/i;
+
 /**
- * The HTTP surface of an app: `POST /publish/{subject}`, with `?delay=30s` or `?at=<RFC 3339>` for later, and `/schedules` for
- * those who look after what is released later.
+ * The HTTP surface of an app: `POST /publish/{subject}`, with `?delay=30s` or `?at=<RFC 3339>` for later, `/schedules` for those
+ * who look after what is released later, `POST /run/{consumer}` and `POST /release` for whoever has a clock, and `GET /health`
+ * and `GET /openapi.json`.
+ * @throws SortieError `invalid-option` for an origin that is none, or a malformed rate limit.
  */
 export function createHttp(app: App, options: HttpOptions): Hono {
   const http = new Hono();
+  const admission = createAdmission(options);
   http.onError((error, c) => problemOf(c, error));
   http.notFound((c) =>
     problem(
@@ -44,32 +73,18 @@ export function createHttp(app: App, options: HttpOptions): Hono {
       `There is nothing at ${c.req.method} ${c.req.path}; messages go to POST /publish/{subject}, and schedules are at /schedules`,
     ),
   );
+  http.use(async (c, next) => {
+    await next();
+    c.res.headers.set("Cache-Control", "no-store");
+    c.res.headers.set("X-Content-Type-Options", "nosniff");
+  });
+  if (options.cors) http.use(corsFor(options.cors.origins));
 
   const onMethodNotAllowed = (c: Context, methods: string[]) => {
     c.header("Allow", methods.join(", "));
     return problem(c, "method-not-allowed", `Expected ${methods.join(" or ")}, got ${c.req.method}`);
   };
   http.use(methodNotAllowed({ app: http, onMethodNotAllowed }));
-
-  const authorized = (scope: Scope): MiddlewareHandler => {
-    const { token: tokenIn, setting } = scopes[scope];
-    return async (c, next) => {
-      const token = options.tokens(c)[tokenIn];
-      if (!token) return problem(c, "not-configured", `This needs the secret ${setting}; it is not set`);
-      const given = /^Bearer +(\S+)$/i.exec(c.req.header("Authorization") ?? "")?.[1] ?? "";
-      if (await timingSafeEqual(given, token)) return next();
-      c.header("WWW-Authenticate", `Bearer realm="${scope}"`);
-      return problem(
-        c,
-        "unauthorized",
-        `Expected the header \`Authorization: Bearer <token>\` with the token of ${setting}`,
-      );
-    };
-  };
-  const limit = bodyLimit({
-    maxSize: maxBodyBytes,
-    onError: (c) => problem(c, "payload-too-large", `Expected a payload of ${maxBodyBytes} bytes at most`),
-  });
 
   /** Does something over a connection of the request's own, within its time. */
   async function connected<T>(
@@ -89,29 +104,58 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     }
   }
 
-  http.post("/publish/:subject", authorized("publish"), limit, async (c) => {
-    const began = Date.now();
+  /** A message as whoever may publish it brings it; `began` is when its request came. */
+  async function received(c: Context, subject: string) {
+    const payload = () => {
+      assertJson(c);
+      return bodyOf(c.req.raw);
+    };
+    const isSigned = c.req.header("Authorization") === undefined && c.req.header("webhook-signature") !== undefined;
+    if (isSigned) {
+      const rememberedMs = app.streams.find((stream) => schemaOf(stream, subject))?.duplicateWindowMs ?? 0;
+      const signed = await admission.bySignature(c, subject, rememberedMs, payload);
+      assertQuery(c); // nobody has signed that it is to be released later
+      if (c.req.header("Idempotency-Key") !== undefined)
+        throw malformed("Expected no Idempotency-Key beside webhook-id, which is the message's id");
+      return {
+        stream: publicStream(app, subject, false),
+        key: ownId("webhook-id", signed.id),
+        payload: signed.payload,
+      };
+    }
+    const { grants } = await admission.byToken(c, "publish", subject);
     const { delay, at } = assertQuery(c, "delay", "at");
     if (delay !== undefined && at !== undefined) throw malformed("Expected either delay or at, got both");
-    const subject = c.req.param("subject");
-    const stream = streamFor(app.streams, subject);
+    const tellsAll = grants.some(({ subjects }) => subjects === undefined);
+    const stream = publicStream(app, subject, tellsAll);
     assertJson(c);
-    const key = c.req.header("Idempotency-Key");
-    if (key !== undefined && !/^[\x21-\x7e]{1,255}$/.test(key))
-      throw malformed("Expected Idempotency-Key to have 1 to 255 visible ASCII characters without spaces");
-    const outgoing = await preparePayload(app.streams, subject, new Uint8Array(await c.req.arrayBuffer()));
+    const given = c.req.header("Idempotency-Key");
+    const key = given === undefined ? undefined : ownId("Idempotency-Key", given);
+    return { stream, key, when: whenOf(delay, at), payload: await payload() };
+  }
+
+  http.post("/publish/:subject", async (c) => {
+    const began = Date.now();
+    const subject = c.req.param("subject");
+    const { stream, key, when, payload } = await received(c, subject);
+    const outgoing = await preparePayload(app.streams, subject, payload);
     return connected(c, async (connection, leftMs) => {
-      const when = whenOf(delay, at);
       if (when) {
         const id = key ?? crypto.randomUUID();
+        const schedules = createSchedules(connection, app.streams, { ms: leftMs() });
+        const before = key === undefined ? undefined : await schedules.get(id, { stream: stream.name });
+        if (before?.subject !== undefined) {
+          // a key is good for one message, and neither replaces nor moves what waits
+          if (before.recurring || !isSameValue(before, outgoing)) return taken(c, stream.name);
+          return c.json({ schedule: { id, at: before.at.toISOString(), state: before.state } }, 202);
+        }
         const { at, store } = scheduled(connection, { ...outgoing, id: key }, stream, { id, ...when }, began);
         const stored = await store(leftMs());
         const first = stored.duplicate ? await storedAs(connection, stored, leftMs() / 2) : undefined;
         const release = first && releaseOf(first);
         if (release && !isSame({ subject: release.target, data: first.data }, outgoing)) return reused(c, stored);
         // asked for again after it was cancelled, or released, it is neither made again nor said to wait
-        const [schedules] = stored.duplicate ? [createSchedules(connection, app.streams, { ms: leftMs() })] : [];
-        const known = await schedules?.get(id, { stream: stream.name });
+        const known = stored.duplicate ? await schedules.get(id, { stream: stream.name }) : undefined;
         const time = known?.at ?? new Date(release?.at ?? at);
         return c.json({ schedule: { id, at: time.toISOString(), ...(known && { state: known.state }) } }, 202);
       }
@@ -123,40 +167,91 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     });
   });
 
-  const managed = authorized("schedules");
   const onSchedules = <T>(c: Context, act: (schedules: Schedules) => Promise<T>) =>
     connected(c, (connection, leftMs) => act(createSchedules(connection, app.streams, { ms: leftMs() })));
   const whereOf = (c: Context) => ({ stream: assertQuery(c, "stream").stream });
   const unknown = (c: Context, id: string) => problem(c, "schedule-unknown", `There is no schedule "${id}"`);
 
-  http.get("/schedules", managed, async (c) => {
+  http.get("/schedules", async (c) => {
+    await admission.byToken(c, "schedules");
     const { limit, from, to, ...others } = assertQuery(c, "stream", "prefix", "from", "to", "limit", "after");
     const time = (name: string, text?: string) => (text === undefined ? undefined : timeOf(text, name, "Schedules"));
     const asked = { ...others, from: time("from", from), to: time("to", to), limit: limit && Number(limit) };
     return c.json(await onSchedules(c, (schedules) => schedules.list(asked as ListOptions)));
   });
-  http.post("/schedules", managed, limit, async (c) => {
+  http.post("/schedules", async (c) => {
+    await admission.byToken(c, "schedules");
     assertQuery(c);
     assertJson(c);
-    const { subject, data, ...when } = await bodyOf(c);
+    const { subject, data, ...when } = await objectOf(c.req.raw);
     if (typeof subject !== "string") throw malformed(`Expected subject to be a string, got ${JSON.stringify(subject)}`);
+    publicStream(app, subject, true);
     const made = await onSchedules(c, (schedules) =>
       schedules.schedule(subject, data, when as unknown as ScheduleOptions),
     );
     return c.json({ schedule: made }, 201);
   });
-  http.get("/schedules/:id", managed, async (c) => {
+  http.get("/schedules/:id", async (c) => {
+    await admission.byToken(c, "schedules");
     const [id, where] = [c.req.param("id"), whereOf(c)];
     const schedule = await onSchedules(c, (schedules) => schedules.get(id, where));
     return schedule ? c.json({ schedule }) : unknown(c, id);
   });
-  http.delete("/schedules/:id", managed, (c) => settled(c, "cancel"));
-  http.post("/schedules/:id/fire", managed, (c) => settled(c, "fireNow"));
-  http.post("/schedules/:id/pause", managed, (c) => settled(c, "pause"));
-  http.post("/schedules/:id/resume", managed, (c) => settled(c, "resume"));
+  http.delete("/schedules/:id", (c) => settled(c, "cancel"));
+  http.post("/schedules/:id/fire", (c) => settled(c, "fireNow"));
+  http.post("/schedules/:id/pause", (c) => settled(c, "pause"));
+  http.post("/schedules/:id/resume", (c) => settled(c, "resume"));
+
+  const { run, release } = options;
+  if (run) {
+    http.on(["GET", "POST"], "/run/:consumer", async (c) => {
+      await triggered(c);
+      return c.json(await run(c, [bindingOf(c)]));
+    });
+  }
+  if (release) {
+    http.on(["GET", "POST"], "/release", async (c) => {
+      await triggered(c);
+      assertQuery(c);
+      return c.json(await release(c));
+    });
+  }
+
+  http.get("/health", async (c) => {
+    if (c.req.header("Authorization") === undefined) return c.json({ status: "ok" });
+    await admission.byToken(c, "run");
+    const health = await connected(c, (connection, leftMs) => healthOf(connection, app, leftMs()));
+    return c.json(health, health.status === "ok" ? 200 : 503);
+  });
+  http.get("/openapi.json", async (c) => {
+    await admission.byAnyToken(c);
+    return c.json(openApiOf(app));
+  });
   return http;
 
+  /** Whoever has a clock: by POST, and with the secret of Vercel's cron, which sends nothing else, by GET. */
+  async function triggered(c: Context): Promise<void> {
+    const { grants } = await admission.byToken(c, "run");
+    if (c.req.method === "POST" || (c.req.method === "GET" && grants.some((grant) => grant.for === "cron"))) return;
+    c.header("Allow", "POST");
+    throw new RequestError("method-not-allowed", `Expected POST, got ${c.req.method}`);
+  }
+
+  function bindingOf(c: Context): Binding {
+    const { stream } = assertQuery(c, "stream");
+    const name = c.req.param("consumer");
+    const found = app.bindings.filter(
+      ({ consumer }) => consumer.name === name && (stream === undefined || consumer.stream.name === stream),
+    );
+    const [binding] = found;
+    if (!binding) throw new RequestError("consumer-unknown", "This app has no consumer of this name");
+    if (found.length === 1) return binding;
+    const all = found.map(({ consumer }) => `"${consumer.stream.name}"`).join(", ");
+    throw malformed(`There is a consumer "${name}" of each of the streams ${all}: say which, by ?stream=`);
+  }
+
   async function settled(c: Context, what: "cancel" | "fireNow" | "pause" | "resume") {
+    await admission.byToken(c, "schedules");
     const [id, where] = [c.req.param("id") ?? "", whereOf(c)];
     const result = await onSchedules(c, (schedules) => schedules[what](id, where));
     if (result === "unknown") return unknown(c, id);
@@ -167,21 +262,6 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     return c.json({ id, result });
   }
 }
-
-/** The tokens that let somebody in, for what each is. */
-export interface Tokens {
-  /** For `POST /publish/{subject}`. */
-  readonly publish?: string | undefined;
-  /** For all of `/schedules`. */
-  readonly schedules?: string | undefined;
-}
-
-type Scope = keyof Tokens;
-
-const scopes = {
-  publish: { token: "publish", setting: "SORTIE_PUBLISH_TOKEN" },
-  schedules: { token: "schedules", setting: "SORTIE_SCHEDULES_TOKEN" },
-} as const satisfies Record<Scope, { token: Scope; setting: string }>;
 
 function malformed(detail: string): RequestError {
   return new RequestError("invalid-request", detail);
@@ -203,10 +283,11 @@ function assertJson(c: Context): void {
   throw new RequestError("unsupported-media-type", `Expected Content-Type application/json, got ${type}`);
 }
 
-async function bodyOf(c: Context): Promise<Record<string, unknown>> {
-  const body: unknown = await c.req.json().catch(() => undefined);
-  if (typeof body === "object" && body !== null && !Array.isArray(body)) return body as Record<string, unknown>;
-  throw malformed('Expected a JSON object such as {"subject":"orders.reminder","data":{},"in":"1h"}');
+/** An id that a caller may give its message. */
+function ownId(header: string, id: string): string {
+  if (!isVisible(id)) throw malformed(`Expected ${header} to have 1 to 255 visible ASCII characters without spaces`);
+  if (derived.test(id)) throw malformed(`Expected ${header} to be none of the ids that Sortie derives itself`);
+  return id;
 }
 
 /** When a message is to be released; undefined for at once. */
@@ -229,10 +310,41 @@ function isSame(stored: { subject: string; data: Uint8Array }, outgoing: Outgoin
   return stored.subject === outgoing?.subject && `${stored.data}` === `${outgoing.payload}`;
 }
 
+function isSameValue({ subject, data }: { subject?: string; data?: unknown }, outgoing: Outgoing): boolean {
+  const sent: unknown = JSON.parse(new TextDecoder().decode(outgoing.payload));
+  return subject === outgoing.subject && JSON.stringify(data) === JSON.stringify(sent);
+}
+
+function taken(c: Context, stream: string) {
+  return problem(
+    c,
+    "idempotency-key-reused",
+    `This Idempotency-Key is the id of another schedule of stream "${stream}"; expected a key of its own for each message`,
+  );
+}
+
 function reused(c: Context, { stream, sequence }: Published) {
   return problem(
     c,
     "idempotency-key-reused",
     `This Idempotency-Key was used for another message of stream "${stream}" (sequence ${sequence}); expected a key of its own for each message`,
   );
+}
+
+/** Throws `invalid-option` for what is no origin: a browser would never send it. */
+function corsFor(origins: readonly string[]) {
+  for (const origin of origins) {
+    if (origin === "*" || (URL.canParse(origin) && new URL(origin).origin === origin)) continue;
+    throw new SortieError(
+      "invalid-option",
+      `cors: expected origins such as "https://app.example.com", without a path, or "*", got ${JSON.stringify(origin)}`,
+    );
+  }
+  return cors({
+    origin: origins.includes("*") ? "*" : [...origins],
+    allowMethods: ["GET", "POST", "DELETE"],
+    allowHeaders: ["Authorization", "Content-Type", "Idempotency-Key"],
+    exposeHeaders: ["Allow", "Retry-After", "WWW-Authenticate"],
+    maxAge: 600,
+  });
 }

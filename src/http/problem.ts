@@ -1,11 +1,15 @@
 import type { Context } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { type ErrorCode, InvalidPayloadError, SortieError } from "../errors.ts";
+import { isConnectionLost, isDenied, isNoResponders, isTimeout } from "../nats/jetstream.ts";
 
 /** The types of problem that the HTTP surface answers with, beside those of `SortieError`. */
-type ProblemCode =
+export type ProblemCode =
   | ErrorCode
   | "unauthorized"
+  | "forbidden"
+  | "too-many-requests"
+  | "consumer-unknown"
   | "unsupported-media-type"
   | "invalid-request"
   | "not-found"
@@ -18,15 +22,18 @@ type ProblemCode =
 interface Problem {
   status: ContentfulStatusCode;
   title: string;
-  /** Seconds, for a problem that passes. */
+  /** Seconds, for a problem that passes: callers are told up to twice as many, so that they do not all come back at once. */
   retryAfter?: number;
 }
 
 const problems: Partial<Record<ProblemCode, Problem>> = {
-  unauthorized: { status: 401, title: "A valid bearer token is needed" },
+  unauthorized: { status: 401, title: "Valid credentials are needed" },
+  forbidden: { status: 403, title: "These credentials are not for this" },
+  "too-many-requests": { status: 429, title: "This caller has asked too often" },
   "not-found": { status: 404, title: "There is nothing at this path" },
   "method-not-allowed": { status: 405, title: "This path takes another method" },
   "schedule-unknown": { status: 404, title: "There is no such schedule" },
+  "consumer-unknown": { status: 404, title: "There is no such consumer" },
   "already-fired": { status: 409, title: "The schedule has fired" },
   "unknown-subject": { status: 404, title: "The subject is not one of this app's" },
   "payload-too-large": { status: 413, title: "The payload is too large" },
@@ -42,26 +49,44 @@ const problems: Partial<Record<ProblemCode, Problem>> = {
   "timed-out": { status: 503, title: "NATS did not answer in time", retryAfter: 1 },
   "stream-refused": { status: 503, title: "The stream did not take the message", retryAfter: 5 },
   "stream-missing": { status: 503, title: "The stream does not exist yet", retryAfter: 30 },
+  "invocation-failed": { status: 503, title: "The invocation could not do all of its work", retryAfter: 30 },
 };
 
 const internal: Problem = { status: 500, title: "Something went wrong in the function" };
+
+/** All that the HTTP surface answers with. */
+export const problemCodes = Object.keys(problems) as ProblemCode[];
+
+/** The status that a problem is answered with. */
+export function statusOf(code: ProblemCode): number {
+  return (problems[code] ?? internal).status;
+}
+
+/** What a problem is called by whoever reads it. */
+export function typeOf(code: ProblemCode): string {
+  return `urn:sortie:problem:${code}`;
+}
 
 /** An RFC 9457 answer. `type` is stable; `detail` is for the person who reads it. */
 export function problem(c: Context, code: ProblemCode, detail: string, more: Record<string, unknown> = {}) {
   const { status, title, retryAfter } = problems[code] ?? internal;
   if (status >= 500) console.error(JSON.stringify({ event: "problem", status, type: code, path: c.req.path, detail }));
-  if (retryAfter) c.header("Retry-After", `${retryAfter}`);
+  if (retryAfter) c.header("Retry-After", `${Math.round(retryAfter * (1 + Math.random()))}`);
+  if (code === "unauthorized") c.header("WWW-Authenticate", 'Bearer realm="sortie"');
   c.header("Content-Type", "application/problem+json");
-  return c.body(JSON.stringify({ type: `urn:sortie:problem:${code}`, title, status, detail, ...more }), status);
+  return c.body(JSON.stringify({ type: typeOf(code), title, status, detail, ...more }), status);
 }
 
 /** A request that is answered with a problem. */
 export class RequestError extends Error {
   readonly code: ProblemCode;
+  /** When it may be tried again, where that is known: in so many seconds. */
+  readonly retryAfter: number | undefined;
 
-  constructor(code: ProblemCode, detail: string) {
+  constructor(code: ProblemCode, detail: string, retryAfter?: number) {
     super(detail);
     this.code = code;
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -69,8 +94,15 @@ export class RequestError extends Error {
 export function problemOf(c: Context, error: unknown) {
   if (error instanceof InvalidPayloadError)
     return problem(c, "invalid-payload", error.message, { errors: error.issues });
-  if (error instanceof RequestError) return problem(c, error.code, error.message);
+  if (error instanceof RequestError) {
+    if (error.retryAfter) c.header("Retry-After", `${error.retryAfter}`);
+    return problem(c, error.code, error.message);
+  }
   if (error instanceof SortieError && problems[error.code]) return problem(c, error.code, error.message);
+  // the client's own, where nobody has put it into our words: they tell of addresses and subjects
+  if (isTimeout(error) || isNoResponders(error)) return problem(c, "timed-out", "Try again");
+  if (isConnectionLost(error)) return problem(c, "connection-lost", "Try again");
+  if (isDenied(error)) return problem(c, "not-configured", "The server refuses this login what is needed for it");
   console.error(error);
   return problem(c, "internal", "The function's log has the error");
 }

@@ -32,6 +32,14 @@ export function isTimeout(error: unknown): boolean {
   return error instanceof Error && (error.name === "TimeoutError" || ("code" in error && error.code === "TIMEOUT"));
 }
 
+/** Whether there was no connection any more, as the two generations of the client say it. */
+export function isConnectionLost(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  return (
+    /^(ClosedConnection|DrainingConnection|Connection)Error$/.test(error.name) || /^CONNECTION_/.test(error.message)
+  );
+}
+
 const versions = new Intl.Collator("en", { numeric: true }); // made once: it is asked for each schedule
 
 /** Whether the connected server is `wanted` ("2.12") or newer. */

@@ -285,11 +285,8 @@ describe("POST /publish/{subject}", () => {
     await using peer = await startPeer(silent);
     const started = Date.now();
     const { status, answer, headers } = await post({ http: httpWith({ url: peer.url }) });
-    expect({ status, type: answer.type, retry: headers.get("Retry-After") }).toEqual({
-      status: 503,
-      type: "urn:sortie:problem:connection-failed",
-      retry: "5",
-    });
+    expect({ status, type: answer.type }).toEqual({ status: 503, type: "urn:sortie:problem:connection-failed" });
+    expect(headers.get("Retry-After")).toMatch(/^([5-9]|10)$/); // not the same for all callers, who would be back at once
     expect(Date.now() - started).toBeLessThan(2_000);
   });
 

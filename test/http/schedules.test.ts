@@ -157,8 +157,8 @@ describe("/schedules", () => {
       ["DELETE", "/schedules/x"],
     ] as const)
       expect(await ask(method, path, undefined, "other")).toMatchObject({
-        status: 401,
-        answer: problem("unauthorized"),
+        status: 403,
+        answer: problem("forbidden"),
       });
   });
 });
