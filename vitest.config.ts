@@ -36,7 +36,7 @@ export default defineConfig({
   resolve: {
     alias: [
       { find: /^sortie$/, replacement: src("index.ts") },
-      { find: /^sortie\/(cloudflare|aws-lambda|fetch)$/, replacement: src("adapters/$1.ts") },
+      { find: /^sortie\/(cloudflare|aws-lambda|fetch|node)$/, replacement: src("adapters/$1.ts") },
       { find: /^sortie\/testing$/, replacement: src("testing/index.ts") },
     ],
   },

@@ -1,0 +1,134 @@
+import { once } from "node:events";
+import type { Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { hostname as machine } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
+import { createAdaptorServer, type HttpBindings } from "@hono/node-server";
+import type { App } from "../app.ts";
+import { connectMs } from "../consume/budget.ts";
+import { invoke } from "../consume/invocation.ts";
+import { type Duration, toMs } from "../duration.ts";
+import { textOf } from "../errors.ts";
+import { createHttp, type SurfaceOptions } from "../http/http.ts";
+import { assertLoggedIn, disconnect } from "../nats/connection.ts";
+import { type ReleaseReport, release } from "../schedule/release.ts";
+import { keepConnection } from "./kept-connection.ts";
+import { connectWith, logJson, reported, reportedRelease, tokensIn } from "./settings.ts";
+
+export interface ServeOptions extends SurfaceOptions {
+  /** Where the HTTP surface listens. @default `PORT` in the environment, else 3000 */
+  port?: number;
+  /** The address that it listens on. @default all of the machine's */
+  hostname?: string;
+  /** How many handlers run at the same time, over all consumers. @default as many as these allow */
+  concurrency?: number;
+  /** The time that one invocation may take, and so a handler; the next one follows at once. @default "1m" */
+  budget?: Duration;
+}
+
+/** An app that is served by a process that stays up. */
+export interface Served extends AsyncDisposable {
+  /** Where its HTTP surface is. */
+  readonly url: string;
+  /**
+   * Takes nothing on any more, lets the handlers finish that have been started, hands back what has not been, and lets go of
+   * the connection and the port. SIGTERM and SIGINT do the same; a second one does not wait.
+   */
+  stop(): Promise<void>;
+}
+
+/** What `/run` and `/release` may take: whoever triggers them waits for an answer. */
+const requestMs = 25_000;
+
+/** A step that was over so soon had nothing to stay for, as while a breaker is open. */
+const soonMs = 1_000;
+const signals = ["SIGTERM", "SIGINT"] as const;
+const [leastPauseMs, mostPauseMs] = [250, 15_000];
+
+/**
+ * Serves an app in a process that stays up, such as a container: the HTTP surface, one invocation after the other, and a
+ * function that releases beside them, all over one connection. It is dialled anew when it is lost, after a while that grows
+ * and is another one for each process. Settings come from the environment.
+ * @throws SortieError `invalid-option` for a malformed option; what listening throws, as for a port that is taken.
+ * @example
+ * await serve(app);
+ */
+export async function serve(app: App, options: ServeOptions = {}): Promise<Served> {
+  const { port = Number(process.env.PORT ?? 3000), hostname, concurrency = Infinity, budget = "1m" } = options;
+  const { rateLimit, cors } = options;
+  const { streams, bindings } = app;
+  const budgetMs = toMs(budget, "budget");
+  const leaving = new AbortController();
+  const kept = keepConnection((ms) => connectWith(process.env, ms), Number.POSITIVE_INFINITY);
+  const common = { streams, concurrency, connect: kept.connect, leave: leaving.signal, host: machine(), log: logJson };
+  const http = createHttp(app, {
+    connect: (_c, ms) => kept.connect(ms),
+    tokens: () => tokensIn(process.env),
+    address: (c) => (c.env as HttpBindings).incoming.socket.remoteAddress,
+    run: (_c, due) => reported(invoke({ ...common, bindings: due, deadline: Date.now() + requestMs })),
+    release: () => releaseWithin(requestMs, 0),
+    rateLimit,
+    ...(cors && { cors }),
+  });
+  const server = createAdaptorServer({ fetch: http.fetch }) as Server;
+  server.listen(port, hostname);
+  await once(server, "listening");
+
+  const consume = () =>
+    reported(invoke({ ...common, bindings, deadline: Date.now() + budgetMs, linger: "until-budget" }));
+  const releaseDue = () =>
+    releaseWithin(budgetMs, Infinity).catch((error: unknown) => {
+      if (!leaving.signal.aborted) logJson({ event: "failed", error: textOf(error) });
+      throw error;
+    });
+  const working = bindings.length > 0 ? repeat(consume) : undefined;
+  const releasing = streams.some(({ schedules }) => schedules) ? repeat(releaseDue) : undefined;
+
+  async function releaseWithin(ms: number, lingerMs: number): Promise<ReleaseReport> {
+    const deadline = Date.now() + ms;
+    const connection = await kept.connect(connectMs(Date.now(), deadline));
+    try {
+      return await reportedRelease(release(connection, streams, { deadline, lingerMs }));
+    } catch (error) {
+      await assertLoggedIn(connection);
+      throw error;
+    } finally {
+      disconnect(connection);
+    }
+  }
+
+  /** Until the process leaves; what fails is in the log, and is tried again. */
+  async function repeat(step: () => Promise<unknown>): Promise<void> {
+    for (let failures = 0; !leaving.signal.aborted; ) {
+      const began = Date.now();
+      failures = await step().then(
+        () => 0,
+        () => failures + 1,
+      );
+      const grown = Math.min(leastPauseMs * 2 ** failures, mostPauseMs);
+      const ms = failures > 0 ? grown * (0.5 + Math.random() / 2) : Date.now() - began < soonMs ? soonMs : 0;
+      await sleep(ms, undefined, { signal: leaving.signal }).catch(() => {});
+    }
+  }
+
+  let stopped: Promise<void> | undefined;
+  const stop = () => {
+    stopped ??= leave();
+    return stopped;
+  };
+  async function leave(): Promise<void> {
+    for (const signal of signals) process.off(signal, stop); // a second one does not wait
+    leaving.abort();
+    const closed = once(server, "close");
+    server.close();
+    server.closeIdleConnections();
+    await Promise.all([closed, working]);
+    await kept.end(); // a function that releases may be cut off anywhere
+    await releasing;
+  }
+  for (const signal of signals) process.once(signal, stop);
+
+  const url = `http://localhost:${(server.address() as AddressInfo).port}`;
+  logJson({ event: "listening", url });
+  return { url, stop, [Symbol.asyncDispose]: stop };
+}
