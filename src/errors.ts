@@ -47,6 +47,24 @@ export class InvalidPayloadError extends SortieError {
   }
 }
 
+/**
+ * How far a function came on its way into NATS: the `address` (DNS, refused, no answer), `tls`, something else than NATS's
+ * `websocket` there, `authentication`, a `permission` that nothing can do without, a `limit` of the server or the account on
+ * connections, or it got in and was `lost` again.
+ */
+export type ConnectionFailure = "address" | "tls" | "websocket" | "lost" | "limit" | "authentication" | "permission";
+
+/** NATS could not be reached, or did not let this function in. Of several servers the one counts that let it in furthest. */
+export class ConnectionFailedError extends SortieError {
+  override name = "ConnectionFailedError";
+  readonly reason: ConnectionFailure;
+
+  constructor(reason: ConnectionFailure, message: string, options?: ErrorOptions) {
+    super("connection-failed", message, options);
+    this.reason = reason;
+  }
+}
+
 /** An error in a line, with its cause, for logs and headers; it holds for whatever a handler may throw. */
 export function textOf(error: unknown): string {
   try {

@@ -28,7 +28,14 @@ export {
 } from "./define/retry.ts";
 export { defineStream, type StreamDefinition, type StreamOptions, type Subjects } from "./define/stream.ts";
 export type { Duration } from "./duration.ts";
-export { type ErrorCode, InvalidPayloadError, type PayloadIssue, SortieError } from "./errors.ts";
+export {
+  ConnectionFailedError,
+  type ConnectionFailure,
+  type ErrorCode,
+  InvalidPayloadError,
+  type PayloadIssue,
+  SortieError,
+} from "./errors.ts";
 export { type DefinedSchedule, defineSchedule, type ScheduleDefinition } from "./schedule/definition.ts";
 export type { CatchUp, Overlap, RecurringOptions } from "./schedule/recurring.ts";
 export type { ScheduleOptions } from "./schedule/schedule.ts";

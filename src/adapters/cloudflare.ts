@@ -10,6 +10,7 @@ import { type Duration, toMs } from "../duration.ts";
 import { textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
+import { notUpgraded } from "../nats/failure.ts";
 import { hasToRelease, type ReleaseReport, release } from "../schedule/release.ts";
 import { createKicks } from "./kick.ts";
 import {
@@ -208,7 +209,7 @@ async function limitOf(c: Context, caller: string): Promise<number | undefined> 
 async function openUpgraded(url: string, signal: AbortSignal): Promise<WebSocket> {
   const response = await fetch(url.replace(/^ws/, "http"), { headers: { Upgrade: "websocket" }, signal });
   const { webSocket } = response as Response & { webSocket?: (WebSocket & { accept(): void }) | null };
-  if (!webSocket) throw new Error(`the peer answered with HTTP ${response.status} and no WebSocket`);
+  if (!webSocket) throw notUpgraded(response.status);
   webSocket.accept();
   return webSocket;
 }

@@ -2,15 +2,21 @@ import type { Place } from "../consume/places.ts";
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
 import { SortieError, textOf } from "../errors.ts";
 import type { Tokens } from "../http/access.ts";
-import { type Connection, connect, type OpenSocket } from "../nats/connection.ts";
+import { type Connection, connect } from "../nats/connection.ts";
+import type { OpenSocket } from "../nats/open.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
 
 /** The settings of a deployed function, as a platform's environment holds them. */
 export interface Settings {
-  /** The server's WebSocket URL; a user and password may stand in it. */
+  /**
+   * The server's WebSocket URL, in which a user and password may stand (secret, then); or several, separated by commas, of
+   * which one is tried after the other.
+   */
   NATS_URL?: string;
-  /** The contents of a `.creds` file. Secret. */
+  /** The contents of a `.creds` file, its line ends as they are or as `\\n`; instead of `NATS_NKEY` and `NATS_TOKEN`. Secret. */
   NATS_CREDS?: string;
+  /** The seed (`SU…`) of a user that the server knows by its public key. Secret. */
+  NATS_NKEY?: string;
   /** Secret. */
   NATS_TOKEN?: string;
   /**
@@ -44,7 +50,7 @@ export function tokensIn(settings: Settings): Tokens {
 
 /** Connects as the settings say. Throws `not-configured` where they do not say where to. */
 export function connectWith(
-  { NATS_URL, NATS_CREDS, NATS_TOKEN }: Settings,
+  { NATS_URL, NATS_CREDS, NATS_NKEY, NATS_TOKEN }: Settings,
   ms: number,
   how: { open?: OpenSocket; name?: string } = {},
 ): Promise<Connection> {
@@ -54,7 +60,7 @@ export function connectWith(
       "NATS_URL is not set: expected the WebSocket URL of the server, such as wss://nats.example.com:443",
     );
   }
-  return connect({ url: NATS_URL, creds: NATS_CREDS, token: NATS_TOKEN, ...how }, ms);
+  return connect({ url: NATS_URL, creds: NATS_CREDS, nkey: NATS_NKEY, token: NATS_TOKEN, ...how }, ms);
 }
 
 /**

@@ -18,8 +18,8 @@ export async function session(
   if (!server) throw new SortieError("invalid-option", "Which server? Set NATS_URL or pass --server wss://…");
   const exported = await createJiti(import.meta.url, { fsCache: false }).import<Record<string, unknown>>(resolve(file));
   const definitions = collect(file, exported);
-  const { NATS_CREDS: creds, NATS_TOKEN: token } = process.env;
-  const connection = await connect({ url: server, creds, token, name: `sortie ${command}` }, 10_000);
+  const { NATS_CREDS: creds, NATS_NKEY: nkey, NATS_TOKEN: token } = process.env;
+  const connection = await connect({ url: server, creds, nkey, token, name: `sortie ${command}` }, 10_000);
   try {
     await carryOut(connection, definitions);
   } catch (error) {

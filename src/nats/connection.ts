@@ -1,11 +1,10 @@
-import {
-  credsAuthenticator,
-  type NatsConnection,
-  PermissionViolationError,
-  tokenAuthenticator,
-  wsconnect,
-} from "@nats-io/nats-core";
+import { type NatsConnection, PermissionViolationError, wsconnect } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
+import { closedEarly, failureAt, refused, silent, together, told } from "./failure.ts";
+import { type Credentials, loginWith } from "./login.ts";
+import { type OpenSocket, openSocket } from "./open.ts";
+import { inRandomOrder, type Server, serversOf } from "./servers.ts";
+import { wire } from "./wire.ts";
 import { within } from "./within.ts";
 
 /** What Sortie needs of a NATS connection; `wsconnect`, `nats.ws` and the TCP transports all give it. */
@@ -21,18 +20,15 @@ export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request
   flush?(): Promise<void>;
 };
 
-/** Opens a WebSocket; an abort of `gone` lets go of it at once, whatever the peer does. */
-export type OpenSocket = (url: string, gone: AbortSignal) => WebSocket | Promise<WebSocket>;
-
-/** Where the server is and how to log in; a user and password may stand in the URL. */
-export interface ServerOptions {
+/** Where the server is and how to log in. */
+export interface ServerOptions extends Credentials {
   /** How this runtime opens a WebSocket. @default `new WebSocket(url)` */
   open?: OpenSocket | undefined;
-  /** A `ws://` or `wss://` URL of the server's WebSocket listener. */
+  /**
+   * A `ws://` or `wss://` URL of the server's WebSocket listener, in which a user and password may stand; or several,
+   * separated by commas.
+   */
   url: string;
-  /** The contents of a `.creds` file. */
-  creds?: string | undefined;
-  token?: string | undefined;
   /** The connection's name in the server's monitoring. */
   name?: string | undefined;
 }
@@ -40,46 +36,72 @@ export interface ServerOptions {
 /**
  * Opens a connection within `ms`, whatever the peer does; it does not reconnect, since an invocation has no time for it.
  * The server's INFO comes with its answer to the upgrade, and from then on the connection can be used: what is asked first
- * leaves in the same flight as the log-in, and `confirmed` tells how that went.
- * @throws SortieError `connection-failed`, naming the host but none of the credentials.
+ * leaves in the same flight as the log-in, and `confirmed` tells how that went. Of several servers one is tried after the
+ * other, in random order, each for its share of the time that is left.
+ * @throws ConnectionFailedError naming the hosts but none of the credentials; SortieError `not-configured` for settings that
+ * cannot be any.
  */
-export async function connect(server: ServerOptions, ms: number): Promise<Connection> {
-  const { host, user, pass, servers } = parseUrl(server.url);
+export async function connect(options: ServerOptions, ms: number): Promise<Connection> {
+  const servers = inRandomOrder(serversOf(options.url));
   if (typeof WebSocket === "undefined") {
     throw new SortieError(
       "connection-failed",
       "This runtime has no WebSocket: Sortie needs Node 22 or newer, or a Worker",
     );
   }
-  const broken = Promise.withResolvers<never>();
+  loginWith(options); // what cannot be any is to be known before a server is asked
+  const until = Date.now() + ms;
+  const left = () => until - Date.now();
+  const failed: { server: Server; error: unknown }[] = [];
+  for (const [n, server] of servers.entries()) {
+    const share = n === 0 ? ms / servers.length : left() / (servers.length - n);
+    try {
+      return await dial(server, options, share);
+    } catch (error) {
+      failed.push({ server, error });
+    }
+  }
+  const spare = left();
+  throw together(await Promise.all(failed.map(({ server, error }) => failureAt(server, error, spare))));
+}
+
+async function dial(server: Server, options: ServerOptions, ms: number): Promise<Connection> {
+  const login = loginWith(options, server.user);
   const gone = new AbortController();
-  let dialledSocket: WebSocket | undefined;
-  const login = Promise.withResolvers<void>();
-  login.promise.catch(() => {}); // whoever wants to know asks
-  const failed = (error: unknown) => {
-    const reason = error instanceof Error ? error.message || error.name : String(error);
-    return new SortieError(
-      "connection-failed",
-      `Could not connect to NATS at ${host}: ${reason}. Check that NATS_URL names a WebSocket listener which is up, trusted (TLS) and takes these credentials.`,
-      { cause: error },
-    );
-  };
+  const broken = Promise.withResolvers<never>();
+  const confirmed = Promise.withResolvers<void>();
+  confirmed.promise.catch(() => {}); // whoever wants to know asks
+  let socket: WebSocket | undefined;
+  let opened = false;
   const dialled = wsconnect({
-    servers,
+    servers: server.url,
     timeout: ms,
     reconnect: false,
     noAsyncTraces: true, // or each request makes two stacks, a third of what a publish costs
     maxReconnectAttempts: 0, // or a refused dial would be tried again behind our back
-    name: server.name ?? "sortie",
-    ...(user && { user, pass }),
-    ...authenticator(server),
+    name: options.name ?? "sortie",
+    ...(server.user && { user: server.user, pass: server.pass ?? "" }),
+    ...(login.authenticator && { authenticator: login.authenticator }),
     wsFactory: async (url) => {
       try {
-        const opened = (server.open ?? openSocket)(url, gone.signal);
-        const socket = opened instanceof Promise ? await opened : opened; // one that breaks at once is heard only without a wait
-        greetAhead(socket, (refused) => (refused ? login.reject(failed(refused)) : login.resolve()));
-        dialledSocket = closing(socket, gone, broken.reject);
-        return { socket: dialledSocket, encrypted: url.startsWith("wss:") };
+        const opening = (options.open ?? openSocket)(url, gone.signal, broken.reject);
+        const raw = opening instanceof Promise ? await opening : opening; // one that breaks at once is heard only without a wait
+        if (raw.readyState === 1) opened = true;
+        raw.addEventListener("open", () => {
+          opened = true;
+        });
+        socket = wire(raw, {
+          prepare: login.prepare,
+          broke: broken.reject,
+          gone,
+          said(refusal) {
+            if (refusal === undefined) return confirmed.resolve();
+            const error = refused(refusal, login);
+            broken.reject(error);
+            confirmed.reject(told(server, error));
+          },
+        });
+        return { socket, encrypted: url.startsWith("wss:") };
       } catch (error) {
         broken.reject(error); // the client would wait for a factory that throws
         throw error;
@@ -88,20 +110,21 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
   });
   try {
     const connection = await within(ms, "connecting", Promise.race([dialled, broken.promise]));
-    connection.closed().then((error) => login.reject(failed(error ?? new Error("the server closed the connection"))));
+    const asked = connection.info?.auth_required === true;
+    void connection.closed().then(() => confirmed.reject(told(server, closedEarly(asked, login))));
     const close = connection.close.bind(connection);
     return Object.assign(connection, {
-      confirmed: login.promise,
+      confirmed: confirmed.promise,
       close() {
         // now: the client would wait 100 ms for what was sent to leave, and the function may be frozen by then
-        dialledSocket?.close();
+        socket?.close();
         return close();
       },
     });
   } catch (error) {
     gone.abort();
     dialled.then(disconnect, () => {}); // the one that came too late must not stay open
-    throw failed(error);
+    throw error instanceof SortieError ? silent(opened, ms) : error;
   }
 }
 
@@ -129,15 +152,15 @@ export function onClosed(connection: Connection, listener: (error: Error | undef
   return () => listeners.delete(listener);
 }
 
-const refused = new WeakMap<Connection, Set<(subject: string) => void>>();
+const denied = new WeakMap<Connection, Set<(subject: string) => void>>();
 
 /** Calls back with a subject that this login may not publish to, when the server says so; what it returns ends that. */
 export function onDenied(connection: Connection, listener: (subject: string) => void): () => void {
-  let listeners = refused.get(connection);
+  let listeners = denied.get(connection);
   if (!listeners) {
     const told = new Set<typeof listener>();
     listeners = told;
-    refused.set(connection, told);
+    denied.set(connection, told);
     void tellDenied(connection, told);
   }
   listeners.add(listener);
@@ -154,85 +177,4 @@ async function tellDenied(connection: Connection, listeners: ReadonlySet<(subjec
 /** Closes without waiting: what was sent is confirmed already, and a peer that is gone never answers. */
 export function disconnect(connection: Connection): void {
   connection.close().catch(() => {});
-}
-
-function parseUrl(text: string) {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  if (!url || !["ws:", "wss:"].includes(url.protocol)) {
-    const got = url ? `${url.protocol}//${url.host}` : "something that is no URL";
-    throw new SortieError(
-      "not-configured",
-      `NATS_URL: expected a WebSocket URL such as "wss://nats.example.com:443", got ${got}. Functions reach NATS over its WebSocket listener (\`websocket { … }\` in the server's configuration).`,
-    );
-  }
-  const host = `${url.protocol}//${url.host}`;
-  const [user, pass] = [url.username, url.password].map((part) => {
-    try {
-      return decodeURIComponent(part);
-    } catch {
-      throw new SortieError(
-        "not-configured",
-        "NATS_URL: expected its user and password to be percent-encoded: `%` itself is `%25`",
-      );
-    }
-  });
-  return { host, user, pass, servers: `${host}${url.pathname}${url.search}` };
-}
-
-function authenticator({ creds, token }: ServerOptions) {
-  if (creds) return { authenticator: credsAuthenticator(new TextEncoder().encode(linesOf(creds))) };
-  if (token) return { authenticator: tokenAuthenticator(token) };
-  return {};
-}
-
-/** A `.creds` file as it was, after an environment has had its way with its line ends. */
-function linesOf(creds: string): string {
-  return `${creds.replaceAll("\\n", "\n").replaceAll("\r", "").trim()}\n`;
-}
-
-/**
- * Answers the client's first PING in the server's place, so that it need not wait a round trip before it may be used, and
- * tells what the server then really said. The server's own PONG finds nobody waiting for it.
- */
-function greetAhead(socket: WebSocket, said: (refused?: Error) => void): void {
-  const send = socket.send.bind(socket);
-  socket.send = (data) => {
-    send(data);
-    if (!(data instanceof ArrayBuffer) || new TextDecoder().decode(data) !== "PING\r\n") return;
-    socket.send = send;
-    socket.addEventListener("message", function listen({ data }) {
-      const text = new TextDecoder().decode(data);
-      const first = /^(?:PONG\r\n|-ERR '(.*)')/m.exec(text); // what comes after the PONG is about something else
-      if (!first) return;
-      socket.removeEventListener("message", listen);
-      said(first[1] === undefined ? undefined : new Error(first[1]));
-    });
-    socket.onmessage?.({ data: new TextEncoder().encode("PONG\r\n").buffer } as MessageEvent);
-  };
-}
-
-function openSocket(url: string, gone: AbortSignal): WebSocket {
-  const socket = new WebSocket(url);
-  gone.addEventListener("abort", () => socket.close());
-  return socket;
-}
-
-/**
- * The client waits for `onclose` without end after `close()`: this socket reports it, and is let go, after 250 ms at the
- * latest. And the client hears nothing of a socket that broke before it listened: `broken` does.
- */
-function closing(socket: WebSocket, gone: AbortController, broken: (error: Error) => void): WebSocket {
-  socket.addEventListener("error", (event) =>
-    broken(new Error(("message" in event && event.message) || "connection refused")),
-  );
-  const close = socket.close.bind(socket);
-  socket.close = (...reason) => {
-    const timer = setTimeout(() => {
-      socket.onclose?.({ wasClean: false, code: 1006, reason: "no answer to close" } as CloseEvent);
-      gone.abort();
-    }, 250);
-    socket.addEventListener("close", () => clearTimeout(timer));
-    close(...reason);
-  };
-  return socket;
 }

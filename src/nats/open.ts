@@ -1,0 +1,68 @@
+import { notUpgraded } from "./failure.ts";
+
+/**
+ * Opens a WebSocket; an abort of `gone` lets go of it at once, whatever the peer does. What the runtime says of why it
+ * breaks, and would not say of the socket, goes to `broke`.
+ */
+export type OpenSocket = (
+  url: string,
+  gone: AbortSignal,
+  broke: (why: unknown) => void,
+) => WebSocket | Promise<WebSocket>;
+
+/** What sends the requests below Node's `fetch` and WebSocket (undici). */
+interface Dispatcher {
+  dispatch(options: object, handler: Handler): boolean;
+}
+
+/** What it tells of one request. Both are missing in a runtime, or a release, that does it otherwise. */
+interface Handler {
+  onUpgrade?(status: number, headers: unknown, socket: { destroy(): void }): unknown;
+  onHeaders?(status: number, ...more: unknown[]): unknown;
+  onError?(error: unknown): unknown;
+}
+
+/**
+ * A WebSocket of the runtime. Node's tells neither why it did not open, nor does it let go of the connection where a peer
+ * does not answer its close; what it stands on does both, where it takes a `dispatcher`. Others know nothing of that option.
+ */
+export const openSocket: OpenSocket = (url, gone, broke) => {
+  let letGo = () => {};
+  const dispatcher: Dispatcher = {
+    dispatch(options, handler) {
+      const { onUpgrade, onHeaders, onError } = handler;
+      if (onUpgrade) {
+        handler.onUpgrade = function (status, headers, socket) {
+          letGo = () => socket.destroy();
+          if (gone.aborted) letGo();
+          return onUpgrade.call(this, status, headers, socket);
+        };
+      }
+      if (onHeaders) {
+        handler.onHeaders = function (status, ...more) {
+          broke(notUpgraded(status));
+          return onHeaders.call(this, status, ...more);
+        };
+      }
+      if (onError) {
+        handler.onError = function (error) {
+          broke(error);
+          return onError.call(this, error);
+        };
+      }
+      return below()?.dispatch(options, handler) ?? false;
+    },
+  };
+  const socket = below()
+    ? new WebSocket(url, { dispatcher } as unknown as string[]) // an option of Node's that no standard has
+    : new WebSocket(url);
+  gone.addEventListener("abort", () => {
+    socket.close();
+    letGo();
+  });
+  return socket;
+};
+
+function below(): Dispatcher | undefined {
+  return (globalThis as { [key: symbol]: Dispatcher | undefined })[Symbol.for("undici.globalDispatcher.1")];
+}
