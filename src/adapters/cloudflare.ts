@@ -1,5 +1,6 @@
 import type { Context, ExecutionContext } from "hono";
 import type { App } from "../app.ts";
+import { connectMs } from "../consume/budget.ts";
 import { assertFanOut } from "../consume/continuation.ts";
 import type { Binding } from "../consume/handler.ts";
 import { type InvocationOptions, invoke, type Linger, lingerMs } from "../consume/invocation.ts";
@@ -7,12 +8,14 @@ import type { Place } from "../consume/places.ts";
 import type { InvocationReport } from "../consume/report.ts";
 import { covers } from "../define/subject.ts";
 import { type Duration, toMs } from "../duration.ts";
-import { textOf } from "../errors.ts";
+import { SortieError, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
-import { notUpgraded } from "../nats/failure.ts";
-import { hasToRelease, type ReleaseReport, release } from "../schedule/release.ts";
+import { shareConnection } from "../nats/shared.ts";
+import { type ReleaseReport, release } from "../schedule/release.ts";
+import { type CronJob, type Due, jobsByCron } from "./crons.ts";
 import { createKicks } from "./kick.ts";
+import { boundedBy, type PlanName, plans } from "./plans.ts";
 import {
   connectWith,
   logJson,
@@ -23,10 +26,22 @@ import {
   type Settings,
   tokensIn,
 } from "./settings.ts";
+import { openUpgraded } from "./upgraded-socket.ts";
 
 export interface ServeOptions<Env extends Settings = Settings> extends SurfaceOptions {
-  /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these allow */
+  /**
+   * The plan of the Cloudflare account, which bounds an invocation. `"free"`, with its 10 ms of CPU and 50 subrequests: 40
+   * messages, 5 of them at the same time, and 1 MiB in hand. `"paid"`: 48 MiB in hand, for a Worker has 128 MB. Messages
+   * and bytes are shared out evenly to the consumers of an invocation. @default "paid"
+   */
+  plan?: PlanName;
+  /** How many handlers run at the same time in one invocation, over all consumers. @default as many as these and `plan` allow */
   concurrency?: number;
+  /**
+   * What each cron trigger of `wrangler.toml` starts, by its expression. One that is not among them fails, with an error in
+   * the log. @default each starts all consumers, and releases
+   */
+  crons?: Readonly<Record<string, CronJob>>;
   /**
    * The time that one cron invocation may take; Workers end it after 15 minutes. @default "50s"; with `linger:
    * "until-budget"` "65s", so that under a cron of every minute the next one is there before this one leaves. Where the
@@ -58,6 +73,9 @@ const untilNextTickMs = 65_000;
 /** Workers end what is left of a request 30 seconds after its answer, at the earliest after it came; less time to be over by then. */
 const afterlifeMs = 28_000;
 
+/** Workers end what a cron trigger or a queue started then. */
+const longestMs = 15 * 60_000;
+
 /** The handlers of a Worker, for `export default`. */
 export interface WorkerHandlers {
   fetch(request: Request, env: Settings, ctx: ExecutionContext): Promise<Response>;
@@ -67,40 +85,41 @@ export interface WorkerHandlers {
 }
 
 /**
- * Serves an app as a Cloudflare Worker: `fetch` is its HTTP surface, and each cron trigger runs its consumers once.
- * Connections are never shared between requests, which workerd does not allow.
- * @throws SortieError `invalid-option` for `onMore` where the app has no `fanOut`.
+ * Serves an app as a Cloudflare Worker: `fetch` is its HTTP surface, and each cron trigger runs its consumers once. An
+ * invocation has one connection, which is never shared with another one: workerd does not allow that.
+ * @throws SortieError `invalid-option` for `onMore` where the app has no `fanOut`, for a budget that Workers do not give, and
+ * for a consumer among `crons` that has no handler.
  * @example
- * export default serve(app);
+ * export default serve(app, { plan: "free", crons: { "* * * * *": { consumers: [billing] }, "0 * * * *": "release" } });
  */
 export function serve<Env extends Settings = Settings>(
   app: App,
-  {
-    linger = "drain",
-    concurrency = Infinity,
-    kick = false,
-    onMore,
-    rateLimit,
-    cors,
-    ...options
-  }: ServeOptions<Env> = {},
+  { linger = "drain", kick = false, plan = "paid", crons, onMore, rateLimit, cors, ...options }: ServeOptions<Env> = {},
 ): WorkerHandlers {
   const { budget = linger === "until-budget" ? untilNextTickMs : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
+  assertPossible(plan, budgetMs);
   const releaseMs = options.budget === undefined ? untilNextTickMs : budgetMs;
   lingerMs(linger); // a malformed one is to be known at the deploy
   const { streams, bindings, fanOut } = app;
   assertFanOut(fanOut, onMore);
-  const open = openUpgraded;
-  const schedules = streams.some((stream) => stream.schedules);
+  const jobOf = jobsByCron(app, crons);
   const kicks = createKicks<Binding>((error) => logJson({ event: "kick-failed", error: textOf(error) }));
+  const requests = new WeakMap<Context, Connect>();
   const http = createHttp(app, {
-    connect: (c, ms) => connectWith(c.env as Settings, ms, { open }),
+    connect: (c, ms) => {
+      const connect = connecting(c.env as Env);
+      requests.set(c, connect);
+      return connect(ms);
+    },
     tokens: (c) => tokensIn(c.env as Settings),
     address: (c) => c.req.header("CF-Connecting-IP"), // which Cloudflare writes itself
     limit: limitOf,
-    run: (c, due) => reported(afterwards(c, invokeIn(c.env as Env, { bindings: due, deadline: triggeredUntil() }))),
-    release: (c) => afterwards(c, releaseOnce(c.env as Settings, triggeredUntil())),
+    run: (c, due) => {
+      const how = { deadline: triggeredUntil(), connect: connecting(c.env as Env) };
+      return reported(afterwards(c, invokeIn(c.env as Env, due, how)));
+    },
+    release: (c) => afterwards(c, releaseOver(connecting(c.env as Env), triggeredUntil(), 0)),
     rateLimit,
     ...(cors && { cors }),
     ...(kick && { onPublished }),
@@ -111,24 +130,32 @@ export function serve<Env extends Settings = Settings>(
     return Date.now() + Math.min(budgetMs, afterlifeMs);
   }
 
+  /** Opens the one connection of an invocation, for all that it does. */
+  function connecting(env: Env): Connect {
+    return shareConnection((ms) => connectWith(env, ms, { open: openUpgraded }));
+  }
+
+  /** Over the connection of its request, which is kept for it. */
   function onPublished(c: Context, subject: string, began: number): void {
     const wanted = bindings.filter(({ consumer }) => consumer.filters.some((filter) => covers(filter, subject)));
+    const connect = requests.get(c);
+    if (wanted.length === 0 || !connect) return;
     const deadline = began + afterlifeMs;
-    const run = (due: readonly Binding[]) =>
-      reported(invokeIn(c.env as Env, { bindings: due, deadline }, "sortie-kick"));
-    c.executionCtx.waitUntil(kicks.kick(wanted, deadline, run));
+    const kept = connect(0); // it is open
+    const run = (due: readonly Binding[]) => reported(invokeIn(c.env as Env, due, { deadline, connect: () => kept }));
+    c.executionCtx.waitUntil(kicks.kick(wanted, deadline, run).finally(() => kept.then(disconnect)));
   }
 
   function invokeIn(
     env: Env,
-    how: Pick<InvocationOptions, "deadline"> & Partial<InvocationOptions>,
-    name?: string,
+    due: readonly Binding[],
+    how: Pick<InvocationOptions, "deadline" | "connect"> & Partial<InvocationOptions>,
   ): Promise<InvocationReport> {
+    const bounded = boundedBy(plan, due);
     return invoke({
       streams,
-      bindings,
-      connect: (ms) => connectWith(env, ms, { open, ...(name && { name }) }),
-      concurrency,
+      ...bounded,
+      concurrency: Math.min(options.concurrency ?? Infinity, bounded.concurrency),
       host,
       fanOut,
       onMore: onMore && ((places, report) => onMore(places, env, report)),
@@ -137,10 +164,10 @@ export function serve<Env extends Settings = Settings>(
     });
   }
 
-  async function releaseOnce(env: Settings, deadline: number): Promise<ReleaseReport> {
-    const connection = await connectWith(env, (deadline - Date.now()) / 4, { open, name: "sortie-release" });
+  async function releaseOver(connect: Connect, deadline: number, lingerMs: number): Promise<ReleaseReport> {
+    const connection = await connect(connectMs(Date.now(), deadline));
     try {
-      return await reportedRelease(release(connection, streams, { deadline }));
+      return await reportedRelease(release(connection, streams, { deadline, lingerMs }));
     } catch (error) {
       await assertLoggedIn(connection);
       throw error;
@@ -149,43 +176,43 @@ export function serve<Env extends Settings = Settings>(
     }
   }
 
-  /** Beside the consumers, until the next tick does: a Worker bills no waiting. */
-  async function releaseIn(env: Settings, beside: Connection): Promise<void> {
-    const deadline = Date.now() + releaseMs;
-    // the invocation may be over, and its connection closed, before that is answered
-    if (!(await hasToRelease(beside, streams, releaseMs / 4).catch(() => true))) return;
-    const connection = await connectWith(env, releaseMs / 4, { open, name: "sortie-release" });
+  function jobFor(cron: string): Due {
     try {
-      await reportedRelease(release(connection, streams, { deadline, lingerMs: Infinity }));
-    } finally {
-      disconnect(connection);
+      return jobOf(cron);
+    } catch (error) {
+      logJson({ event: "failed", error: textOf(error) });
+      throw error;
     }
   }
 
   return {
     fetch: async (request, env, ctx) => http.fetch(request, env, ctx),
-    async scheduled(_controller, env) {
+    async scheduled({ cron }, env) {
       const deadline = Date.now() + budgetMs;
-      let releasing: Promise<unknown> | undefined;
-      const connectAndRelease = async (ms: number) => {
-        const connection = await connectWith(env, ms, { open });
-        releasing = schedules ? releaseIn(env, connection) : undefined;
-        releasing?.catch(() => {}); // told at the end
-        return connection;
-      };
+      const { bindings: due, releases } = jobFor(cron);
+      const connect = connecting(env as Env);
+      const consuming =
+        due.length > 0 || !releases ? reported(invokeIn(env as Env, due, { deadline, linger, connect })) : undefined;
+      // beside the consumers, until the next tick does: a Worker bills no waiting
+      const releasing = releases ? releaseOver(connect, Date.now() + releaseMs, Infinity) : undefined;
+      releasing?.catch(() => {}); // told at the end
       try {
-        await reported(invokeIn(env as Env, { deadline, linger, connect: connectAndRelease }));
+        await consuming;
       } finally {
         await releasing;
       }
     },
     async queue({ messages }, env) {
       const places = messages.flatMap(({ body }) => placeIn(body) ?? []);
-      const goOn = (place: Place) => invokeIn(env as Env, { deadline: Date.now() + budgetMs, place });
+      const connect = connecting(env as Env);
+      const goOn = (place: Place) =>
+        invokeIn(env as Env, bindings, { deadline: Date.now() + budgetMs, place, connect });
       await Promise.all(places.map((place) => reportedOnce(goOn(place))));
     },
   };
 }
+
+type Connect = (ms: number) => Promise<Connection>;
 
 /** Goes on to its end when whoever asked for it has hung up. */
 function afterwards<T>(c: Context, work: Promise<T>): Promise<T> {
@@ -202,14 +229,14 @@ async function limitOf(c: Context, caller: string): Promise<number | undefined> 
   return (await binding.limit({ key: caller })).success ? 0 : 10_000;
 }
 
-/**
- * A WebSocket by way of `fetch`, which alone can be aborted: workerd keeps an invocation alive for as long as a peer does
- * not answer the close of a `new WebSocket()`.
- */
-async function openUpgraded(url: string, signal: AbortSignal): Promise<WebSocket> {
-  const response = await fetch(url.replace(/^ws/, "http"), { headers: { Upgrade: "websocket" }, signal });
-  const { webSocket } = response as Response & { webSocket?: (WebSocket & { accept(): void }) | null };
-  if (!webSocket) throw notUpgraded(response.status);
-  webSocket.accept();
-  return webSocket;
+function assertPossible(plan: string, budgetMs: number): void {
+  if (!Object.hasOwn(plans, plan)) {
+    const known = Object.keys(plans).map((name) => `"${name}"`);
+    throw new SortieError("invalid-option", `plan: expected ${known.join(" or ")}, got ${JSON.stringify(plan)}`);
+  }
+  if (budgetMs > longestMs)
+    throw new SortieError(
+      "invalid-option",
+      `budget: expected 15 minutes at most, after which Workers end an invocation, got ${budgetMs} ms`,
+    );
 }

@@ -18,6 +18,8 @@ export interface Circumstances {
   readonly host: string;
   /** How long to wait for more when nothing is left to pull; Infinity for as long as there is time. */
   readonly lingerMs: number;
+  /** The most messages that each of them pulls; Infinity for any number. */
+  readonly messages: number;
   /** Told what is left of each consumer, for which the server is asked. */
   readonly left?: ((progress: Progress) => void) | undefined;
   log(event: InvocationEvent): void;

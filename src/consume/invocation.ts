@@ -33,6 +33,8 @@ export interface InvocationOptions {
   readonly linger?: Linger;
   /** How many handlers run at the same time over all consumers. @default as many as these allow */
   readonly concurrency?: number;
+  /** The most messages that it pulls, in equal shares for its consumers; what is left is for others. @default any number */
+  readonly messages?: number;
   /** Where it runs, for the story of what fails. @default "unknown" */
   readonly host?: string;
   /** Called where there is more to do: starts other invocations that go on. It takes `fanOut`. @default nobody goes on */
@@ -61,6 +63,7 @@ export async function invoke({
   deadline,
   linger = "drain",
   concurrency = Infinity,
+  messages = Infinity,
   host = "unknown",
   onMore,
   fanOut,
@@ -99,6 +102,7 @@ export async function invoke({
       rounds: createRounds(now),
       host,
       lingerMs: stayMs,
+      messages: Math.ceil(messages / Math.max(1, bindings.length)),
       left,
       log: tell,
     };

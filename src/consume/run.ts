@@ -194,7 +194,8 @@ async function pullFrom(
     const planned = planPull({ ...inHand, concurrency, most, mostBytes, flightMs, leftMs: leftMs() });
     if (probing) return { ...planned, messages: pulls + taken > 0 ? 0 : Math.min(planned.messages, 1) };
     const paced = pace ? pace.room - (messages - hand.running) : Infinity;
-    return { ...planned, messages: Math.min(planned.messages, mostOutstanding - mine.size, Math.max(0, paced)) };
+    const allowed = Math.min(mostOutstanding - mine.size, shared.messages - hand.taken - underWay);
+    return { ...planned, messages: Math.max(0, Math.min(planned.messages, allowed, paced)) };
   }
 
   async function pull(batch: number, maxBytes: number): Promise<void> {

@@ -66,7 +66,7 @@ export async function release(
 }
 
 /** Whether a function has something to release, now or later: always, where only functions do. */
-export async function hasToRelease(
+async function hasToRelease(
   connection: Connection,
   streams: readonly StreamDefinition[],
   ms: number,

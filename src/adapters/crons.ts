@@ -1,0 +1,56 @@
+import type { App } from "../app.ts";
+import type { Binding } from "../consume/handler.ts";
+import type { ConsumerDefinition } from "../define/consumer.ts";
+import { SortieError } from "../errors.ts";
+
+/** What a cron trigger starts: some of the app's consumers, the release function, or both. */
+export type CronJob =
+  | "release"
+  | {
+      readonly consumers: readonly Pick<ConsumerDefinition, "kind" | "name">[];
+      /** Whether it releases what is due as well. @default false */
+      readonly release?: boolean;
+    };
+
+/** A cron job, looked up. */
+export interface Due {
+  readonly bindings: readonly Binding[];
+  readonly releases: boolean;
+}
+
+const spelt = (cron: string) => cron.trim().split(/\s+/).join(" ");
+
+/**
+ * What each cron trigger starts, by its expression as `wrangler.toml` has it; without `crons` each starts everything.
+ * @throws SortieError `invalid-option` for a consumer without a handler in the app. What it answers throws `not-configured`
+ * for a trigger that is not among them.
+ */
+export function jobsByCron(
+  { bindings, streams }: App,
+  crons?: Readonly<Record<string, CronJob>>,
+): (cron: string) => Due {
+  const schedules = streams.some((stream) => stream.schedules);
+  if (!crons) return () => ({ bindings, releases: schedules });
+  const jobs = new Map(Object.entries(crons).map(([cron, job]) => [spelt(cron), dueOf(cron, job)]));
+  return (cron) => {
+    const job = jobs.get(spelt(cron));
+    if (job) return job;
+    throw new SortieError(
+      "not-configured",
+      `The cron trigger "${cron}" started this Worker, but serve(app, { crons }) knows only ${[...jobs.keys()].map((one) => `"${one}"`).join(", ")}: nothing was run. Add it there, or take it out of the triggers of wrangler.toml`,
+    );
+  };
+
+  function dueOf(cron: string, job: CronJob): Due {
+    if (job === "release") return { bindings: [], releases: true };
+    const due = job.consumers.map((wanted) => {
+      const binding = bindings.find(({ consumer }) => (consumer as unknown) === wanted);
+      if (binding) return binding;
+      throw new SortieError(
+        "invalid-option",
+        `crons["${cron}"]: consumer "${wanted.name}" has no handler in this app; give it one with createApp(…).on(…), or take it out`,
+      );
+    });
+    return { bindings: due, releases: job.release ?? false };
+  }
+}
