@@ -1,0 +1,4 @@
+import { startInWorkerd } from "./hosts.ts";
+import { sample } from "./sample.ts";
+
+sample("workerd", startInWorkerd);
