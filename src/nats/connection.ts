@@ -6,6 +6,8 @@ import {
   wsconnect,
 } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
+import { explainingDenial } from "./denied.ts";
+import { inboxPrefixOf } from "./inbox.ts";
 import { within } from "./within.ts";
 
 /** What Sortie needs of a NATS connection; `wsconnect`, `nats.ws` and the TCP transports all give it. */
@@ -17,6 +19,8 @@ export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request
    * Rejects with SortieError `connection-failed`.
    */
   readonly confirmed?: Promise<void>;
+  /** What the subjects begin with at which it hears answers. @default "_INBOX" */
+  readonly inboxPrefix?: string;
 };
 
 /** Opens a WebSocket; an abort of `gone` lets go of it at once, whatever the peer does. */
@@ -53,6 +57,7 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
   const gone = new AbortController();
   let dialledSocket: WebSocket | undefined;
   const login = Promise.withResolvers<void>();
+  const inboxPrefix = inboxPrefixOf({ user, creds: server.creds });
   login.promise.catch(() => {}); // whoever wants to know asks
   const failed = (error: unknown) => {
     const reason = error instanceof Error ? error.message || error.name : String(error);
@@ -69,6 +74,7 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
     noAsyncTraces: true, // or each request makes two stacks, a third of what a publish costs
     maxReconnectAttempts: 0, // or a refused dial would be tried again behind our back
     name: server.name ?? "sortie",
+    inboxPrefix,
     ...(user && { user, pass }),
     ...authenticator(server),
     wsFactory: async (url) => {
@@ -90,6 +96,8 @@ export async function connect(server: ServerOptions, ms: number): Promise<Connec
     const close = connection.close.bind(connection);
     return Object.assign(connection, {
       confirmed: login.promise,
+      inboxPrefix,
+      request: explainingDenial(connection.request.bind(connection)),
       close() {
         // now: the client would wait 100 ms for what was sent to leave, and the function may be frozen by then
         dialledSocket?.close();
