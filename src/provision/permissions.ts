@@ -25,7 +25,7 @@ import { isAtLeast } from "../nats/jetstream.ts";
 import { scheduleSubjects } from "../schedule/native.ts";
 import { allNotes, doneSubjectOf, scheduleSubject } from "../schedule/pending.ts";
 import type { Definitions } from "./apply.ts";
-import { registryOf } from "./apply-schedules.ts";
+import { type OwnedSchedules, registryOf } from "./apply-schedules.ts";
 
 /** A function of an app, or `sortie apply`; `worker` is all of the functions in one, as on Cloudflare Workers. */
 export type Role = "http" | "pull" | "release" | "worker" | "apply";
@@ -92,12 +92,10 @@ export function planPermissions(
       ...publishing(streams),
       ...needed("whether an Idempotency-Key was used for something else", ...written.map(api.read)),
       ...scheduling(),
-      ...taking.flatMap(({ name }) =>
-        needed(
-          `listing and firing schedules of ${name}`,
-          ...[name, schedulesStream].map(api.look),
-          doneSubjectOf(name),
-        ),
+      ...needed(
+        "listing schedules, and firing them",
+        ...taking.flatMap(({ name }) => [api.look(name), doneSubjectOf(name)]),
+        ...(taking.length > 0 ? [api.look(schedulesStream)] : []),
       ),
     ];
   }
@@ -183,7 +181,6 @@ export function planPermissions(
             api.remove(schedulesStream),
             `$JS.API.STREAM.PURGE.${schedulesStream}`,
             api.read(parkedStream),
-            "$JS.API.STREAM.NAMES",
           )
         : []),
     ];
@@ -235,13 +232,28 @@ export function planPermissions(
         ),
       ]),
       ...(elsewhere ? needed("whether a stream captures dead letters", "$JS.API.STREAM.NAMES") : []),
-      ...(taking.length > 0
-        ? owned.flatMap(({ owner }) => [
-            ...needed(`the schedules of ${owner}`, registryOf(owner), api.read(schedulesStream)),
-            ...scheduling().map(({ subject }) => ({ subject, why: `the schedules of ${owner}` })),
-          ])
-        : []),
+      ...owned.flatMap(definedBy),
     ];
+  }
+
+  /** What an app defines of schedules is made, and what it has defined before, in any of its streams, is cancelled. */
+  function definedBy({ owner, schedules }: OwnedSchedules): Permission[] {
+    if (taking.length === 0) return [];
+    return needed(
+      `the schedules of ${owner}`,
+      registryOf(owner),
+      api.read(schedulesStream),
+      ...taking.flatMap((stream) => {
+        const { name } = stream;
+        const isUsed = schedules.some((one) => one.stream.name === name);
+        return [
+          scheduleSubject(name, "*"),
+          ...(isUsed || !isAtLeast(version, "2.11") ? [allNotes(name)] : []),
+          ...(serverReleases ? [api.read(name)] : []),
+          ...(isUsed && isNative(stream) ? [api.remove(name)] : []),
+        ];
+      }),
+    );
   }
 
   function provisioning(
