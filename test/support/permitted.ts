@@ -1,0 +1,101 @@
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { vi } from "vitest";
+import { show } from "../../src/cli/permissions.ts";
+import { covers } from "../../src/define/subject.ts";
+import { type Connection, connect } from "../../src/nats/connection.ts";
+import type { Definitions } from "../../src/provision/apply.ts";
+import { type Login, planPermissions, type Role } from "../../src/provision/permissions.ts";
+import { type NatsServer, startNatsServer } from "../../src/testing/nats-server.ts";
+import { programOf, type ServerVersion } from "./servers.ts";
+import { type Observer, observe } from "./system.ts";
+
+/** A nats-server with the logins that `sortie permissions` prints; whoever gives none may do all. */
+export interface Permitted extends Observer {
+  readonly server: NatsServer;
+  readonly definitions: Definitions;
+  /** Connects with a function's login. */
+  as(role: Role): (ms: number) => Promise<Connection>;
+  admin(): Promise<Connection>;
+  /** What the server has refused so far, by its log. */
+  refused(): Promise<string[]>;
+  /** The permissions that no function has made use of so far, as `role subject`. */
+  unused(): string[];
+}
+
+/** `without` takes one of the permissions away. */
+export async function startPermitted(
+  definitions: Definitions,
+  { version = "newest", without }: { version?: ServerVersion; without?: { role: Role; subject: string } } = {},
+): Promise<Permitted> {
+  const logins = planPermissions(definitions, version === "newest" ? {} : { version }).map((login) => lacking(login));
+  for (const [, variable = ""] of show(logins, {}).matchAll(/\$(\w+_PASSWORD)/g)) vi.stubEnv(variable, "secret");
+  const home = await mkdtemp(join(tmpdir(), "sortie-permitted-"));
+  const log = join(home, "nats.log");
+  const admin = "no_auth_user: admin\n";
+  const users = show(logins, {}).replace("users: [", "users: [\n    { user: admin, password: admin }");
+  const server = await startNatsServer({
+    binary: programOf(version),
+    config: `${admin}log_file: ${JSON.stringify(log)}\n${users}`,
+  });
+  const observer = await observe(server);
+  const used = { publish: new Set<string>(), subscribe: new Set<string>() };
+
+  function lacking(login: Login): Login {
+    if (login.role !== without?.role) return login;
+    const publish = login.publish.filter(({ subject }) => subject !== without.subject);
+    return { ...login, publish, subscribe: login.subscribe.filter(({ subject }) => subject !== without.subject) };
+  }
+
+  return {
+    ...observer,
+    server,
+    definitions,
+    admin: () => connect({ url: server.url }, 5_000),
+    as: (role) => async (ms) => {
+      const { user } = logins.find((login) => login.role === role) as Login;
+      const connection = await connect({ url: server.url.replace("//", `//${user}:secret@`) }, ms);
+      const { publish, request, subscribe } = connection;
+      const publishes = (subject: string) => used.publish.add(`${role} ${subject}`);
+      return Object.assign(connection, {
+        publish(...args: Parameters<typeof publish>) {
+          publishes(args[0]);
+          publish.apply(connection, args);
+        },
+        request(...args: Parameters<typeof request>) {
+          publishes(args[0]);
+          return request.apply(connection, args);
+        },
+        subscribe(...args: Parameters<typeof subscribe>) {
+          used.subscribe.add(`${role} ${args[0]}`);
+          return subscribe.apply(connection, args);
+        },
+      });
+    },
+    async refused() {
+      const lines = (await readFile(log, "utf8")).split("\n");
+      return lines.flatMap((line) => /\S+ Violation - .*/i.exec(line)?.[0] ?? []);
+    },
+    unused() {
+      const isUsed = (by: ReadonlySet<string>, role: Role, pattern: string) =>
+        [...by].some((one) => {
+          const [who, subject = ""] = one.split(" ");
+          return who === role && covers(pattern, subject);
+        });
+      return logins.flatMap(({ role, publish, subscribe }) => [
+        ...publish
+          .filter(({ subject }) => !isUsed(used.publish, role, subject))
+          .map(({ subject }) => `${role} ${subject}`),
+        ...subscribe
+          .filter(({ subject }) => !subject.startsWith("_INBOX.") && !isUsed(used.subscribe, role, subject))
+          .map(({ subject }) => `${role} ${subject}`),
+      ]);
+    },
+    async [Symbol.asyncDispose]() {
+      await observer[Symbol.asyncDispose]();
+      await server.stop();
+      await rm(home, { recursive: true, force: true });
+    },
+  };
+}
