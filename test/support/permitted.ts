@@ -15,8 +15,10 @@ import { type Observer, observe } from "./system.ts";
 export interface Permitted extends Observer {
   readonly server: NatsServer;
   readonly definitions: Definitions;
-  /** Connects with a function's login. */
-  as(role: Role): (ms: number) => Promise<Connection>;
+  /** Connects with a function's login, or that of another user. */
+  as(who: Role | "deaf"): (ms: number) => Promise<Connection>;
+  /** The address with a function's login in it, as `NATS_URL` takes it. */
+  urlOf(who: Role | "deaf"): string;
   admin(): Promise<Connection>;
   /** What the server has refused so far, by its log. */
   refused(): Promise<string[]>;
@@ -24,17 +26,29 @@ export interface Permitted extends Observer {
   unused(): string[];
 }
 
-/** `without` takes one of the permissions away. */
+export interface PermittedOptions {
+  readonly version?: ServerVersion;
+  /** One of the permissions, which is taken away. */
+  readonly without?: { readonly role: Role; readonly subject: string };
+  /** Whether the functions have one login. */
+  readonly together?: boolean;
+}
+
+/** Beside the logins there is a user `deaf`, who may publish anything, and hear nothing. */
 export async function startPermitted(
   definitions: Definitions,
-  { version = "newest", without }: { version?: ServerVersion; without?: { role: Role; subject: string } } = {},
+  { version = "newest", without, together }: PermittedOptions = {},
 ): Promise<Permitted> {
-  const logins = planPermissions(definitions, version === "newest" ? {} : { version }).map((login) => lacking(login));
+  const logins = planPermissions(definitions, { version: version === "newest" ? undefined : version, together }).map(
+    (login) => lacking(login),
+  );
   for (const [, variable = ""] of show(logins, {}).matchAll(/\$(\w+_PASSWORD)/g)) vi.stubEnv(variable, "secret");
   const home = await mkdtemp(join(tmpdir(), "sortie-permitted-"));
   const log = join(home, "nats.log");
   const admin = "no_auth_user: admin\n";
-  const users = show(logins, {}).replace("users: [", "users: [\n    { user: admin, password: admin }");
+  const deaf = '{ user: deaf, password: secret, permissions: { subscribe: { allow: ["nothing"] } } }';
+  const others = `{ user: admin, password: admin }\n${deaf}`;
+  const users = show(logins, {}).replace("users: [", `users: [${others}`);
   const server = await startNatsServer({
     binary: programOf(version),
     config: `${admin}log_file: ${JSON.stringify(log)}\n${users}`,
@@ -48,14 +62,23 @@ export async function startPermitted(
     return { ...login, publish, subscribe: login.subscribe.filter(({ subject }) => subject !== without.subject) };
   }
 
+  function urlOf(who: Role | "deaf"): string {
+    return server.url.replace("//", `//${loginOf(who)?.user ?? who}:secret@`);
+  }
+
+  function loginOf(who: string): Login | undefined {
+    return logins.find(({ role }) => role === who || (role === "worker" && ["http", "pull", "release"].includes(who)));
+  }
+
   return {
     ...observer,
     server,
     definitions,
     admin: () => connect({ url: server.url }, 5_000),
-    as: (role) => async (ms) => {
-      const { user } = logins.find((login) => login.role === role) as Login;
-      const connection = await connect({ url: server.url.replace("//", `//${user}:secret@`) }, ms);
+    urlOf,
+    as: (who) => async (ms) => {
+      const role = loginOf(who)?.role ?? who;
+      const connection = await connect({ url: urlOf(who) }, ms);
       const { publish, request, subscribe } = connection;
       const publishes = (subject: string) => used.publish.add(`${role} ${subject}`);
       return Object.assign(connection, {

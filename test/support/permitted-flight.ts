@@ -17,7 +17,7 @@ import { pendingFor, pendingHeaders, scheduleSubject } from "../../src/schedule/
 import { release } from "../../src/schedule/release.ts";
 import { scheduled } from "../../src/schedule/schedule.ts";
 import { tokenOf } from "../../src/schedule/when.ts";
-import type { Permitted } from "../support/permitted.ts";
+import type { Permitted } from "./permitted.ts";
 
 /** A payload for each of an app's subjects. */
 export type Samples = Readonly<Record<string, unknown>>;
