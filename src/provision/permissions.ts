@@ -58,7 +58,10 @@ const api = {
   look: (stream: string) => `$JS.API.STREAM.INFO.${stream}`,
 };
 
-/** Works out the least permissions of the login of each function, from what the app defines and the server can do. */
+/**
+ * Works out the least permissions of the login of each function, from what the app defines and the server can do. A function
+ * that has nothing to do has no login.
+ */
 export function planPermissions(
   definitions: Definitions,
   { version = "99", together = false }: PermissionsOptions = {},
@@ -71,7 +74,7 @@ export function planPermissions(
   const [owner, another] = owned.map((one) => one.owner);
   const app = owner !== undefined && another === undefined ? `${owner.replace(/[^\w-]+/g, "-")}-` : "";
 
-  return together
+  const logins = together
     ? [login("worker", [...http(), ...pull(), ...release()], [...hears(), ...news()]), login("apply", apply())]
     : [
         login("http", http()),
@@ -79,6 +82,7 @@ export function planPermissions(
         login("release", release(), news()),
         login("apply", apply()),
       ];
+  return logins.filter(({ publish }) => publish.length > 0); // to a server an empty list is none: all would be allowed
 
   function login(role: Role, publish: readonly Permission[], subscribe: readonly Permission[] = []): Login {
     const user = `${app}${role}`;

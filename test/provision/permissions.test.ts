@@ -7,6 +7,7 @@ import { describe, it, vi } from "vitest";
 import manifest from "../../package.json" with { type: "json" };
 import { collect } from "../../src/cli/definitions.ts";
 import { show, versionFor } from "../../src/cli/permissions.ts";
+import { createApp, defineStream } from "../../src/index.ts";
 import { disconnect } from "../../src/nats/connection.ts";
 import { type PermissionsOptions, planPermissions, type Role } from "../../src/provision/permissions.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
@@ -179,5 +180,11 @@ describe.concurrent("sortie permissions", () => {
     const { users } = JSON.parse(show(logins({ together: true }), { json: true })) as { users: { user: string }[] };
     expect(users.map(({ user }) => user)).toEqual(["sample-worker", "sample-apply"]);
     expect(() => show([], { json: true, nsc: true })).toThrow("either --json or --nsc, got both");
+  });
+
+  it("has no login for who has nothing to do: to nats-server an empty list allows all", ({ expect }) => {
+    const quiet = createApp({ streams: [defineStream("LOG", { captures: ["log.>"] })] });
+    const users = planPermissions(collect("app", { quiet })).map(({ user }) => user);
+    expect(users).toEqual(["apply"]);
   });
 });

@@ -59,7 +59,9 @@ export async function startPermitted(
   function lacking(login: Login): Login {
     if (login.role !== without?.role) return login;
     const publish = login.publish.filter(({ subject }) => subject !== without.subject);
-    return { ...login, publish, subscribe: login.subscribe.filter(({ subject }) => subject !== without.subject) };
+    const subscribe = login.subscribe.filter(({ subject }) => subject !== without.subject);
+    const nothing = { subject: "nothing", why: "where the list is empty, all is allowed" };
+    return { ...login, publish, subscribe: [...subscribe, nothing] };
   }
 
   function urlOf(who: Role | "deaf"): string {
