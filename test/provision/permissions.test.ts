@@ -8,9 +8,10 @@ import manifest from "../../package.json" with { type: "json" };
 import { collect } from "../../src/cli/definitions.ts";
 import { show, versionFor } from "../../src/cli/permissions.ts";
 import { createApp, defineStream } from "../../src/index.ts";
-import { disconnect } from "../../src/nats/connection.ts";
+import { connect, disconnect } from "../../src/nats/connection.ts";
 import { type PermissionsOptions, planPermissions, type Role } from "../../src/provision/permissions.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
+import { operated } from "../support/accounts.ts";
 import { type Permitted, type PermittedOptions, startPermitted } from "../support/permitted.ts";
 import { rich, richOf, sample, sampleOf } from "../support/permitted-apps.ts";
 import { fly, functionsOf, type Samples } from "../support/permitted-flight.ts";
@@ -74,6 +75,36 @@ describe.concurrent("with exactly its permissions", () => {
     const rare = limited.map(({ name }) => `release $JS.API.STREAM.MSG.GET.${name}`);
     return permitted.unused().filter((one) => !rare.includes(one));
   }
+});
+
+describe.concurrent("users that nsc adds", () => {
+  it("do what their functions do, and hear nobody else's answers", async ({ expect }) => {
+    const definitions = collect("app", { sample });
+    const commands = show(planPermissions(definitions), { nsc: true }).split("\nnsc ");
+    const users = commands.map((command) => {
+      const values = (flag: string) =>
+        [...command.matchAll(new RegExp(`--${flag} '?([^\\s']+)`, "g"))].map(([, value = ""]) => value);
+      const [name = ""] = values("name");
+      return { name, publish: values("allow-pub"), subscribe: values("allow-sub") };
+    });
+    const { config, credsOf } = operated(users);
+    await using server = await startNatsServer({ config });
+    const as = (role: Role) => (ms: number) => connect({ url: server.url, creds: credsOf(`sample-${role}`) }, ms);
+    const { apply, ask, pull, release } = functionsOf(sample, { definitions, as });
+    expect(await apply()).toContainEqual({ kind: "stream", name: "ORDERS", action: "create", changes: [] });
+    const order = { orderId: "1", card: "tok_declined", cents: 4200 };
+    expect(await ask("POST", "/publish/orders.placed", order)).toMatchObject({ status: 202 });
+    expect(await ask("GET", "/schedules")).toMatchObject({ status: 200 });
+    const { consumers } = await pull(0);
+    expect(consumers.filter(({ error }) => error)).toEqual([]);
+    expect(consumers[0]).toMatchObject({ consumer: "billing", deadLettered: 1 });
+    expect((await release(0)).streams.filter(({ error }) => error)).toEqual([]);
+    const spy = await as("http")(5_000);
+    const told = Promise.withResolvers<Error | null>();
+    spy.subscribe("_INBOX.sample-pull.>", { callback: told.resolve });
+    expect(await told.promise).toMatchObject({ message: expect.stringMatching(/violation/i) });
+    disconnect(spy);
+  });
 });
 
 describe.concurrent("a login", () => {

@@ -23,7 +23,10 @@ import type { Permitted } from "./permitted.ts";
 export type Samples = Readonly<Record<string, unknown>>;
 
 /** Functions of an app, each with its login. */
-export function functionsOf(app: Pick<App, "streams" | "bindings" | "fanOut">, permitted: Permitted) {
+export function functionsOf(
+  app: Pick<App, "streams" | "bindings" | "fanOut">,
+  permitted: Pick<Permitted, "as" | "definitions">,
+) {
   const http = createHttp(app as App, {
     connect: (_c, ms) => permitted.as("http")(ms),
     tokens: () => ({ publish: "token", schedules: "token" }),
