@@ -28,7 +28,7 @@ import type { Definitions } from "./apply.ts";
 import { type OwnedSchedules, registryOf } from "./apply-schedules.ts";
 
 /** A function of an app, or `sortie apply`; `worker` is all of the functions in one, as on Cloudflare Workers. */
-export type Role = "http" | "pull" | "release" | "worker" | "apply";
+type Role = "http" | "pull" | "release" | "worker" | "apply";
 
 /** The least that the login of a function needs. */
 export interface Login {

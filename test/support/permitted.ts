@@ -6,10 +6,13 @@ import { show } from "../../src/cli/permissions.ts";
 import { covers } from "../../src/define/subject.ts";
 import { type Connection, connect } from "../../src/nats/connection.ts";
 import type { Definitions } from "../../src/provision/apply.ts";
-import { type Login, planPermissions, type Role } from "../../src/provision/permissions.ts";
+import { type Login, planPermissions } from "../../src/provision/permissions.ts";
 import { type NatsServer, startNatsServer } from "../../src/testing/nats-server.ts";
 import { programOf, type ServerVersion } from "./servers.ts";
 import { type Observer, observe } from "./system.ts";
+
+/** A function of an app, or apply. */
+export type Role = Login["role"];
 
 /** A nats-server with the logins that `sortie permissions` prints; whoever gives none may do all. */
 export interface Permitted extends Observer {
