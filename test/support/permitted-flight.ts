@@ -3,12 +3,13 @@ import type { Binding, HandlerContext } from "../../src/consume/handler.ts";
 import { invoke } from "../../src/consume/invocation.ts";
 import type { InvocationEvent, InvocationReport } from "../../src/consume/report.ts";
 import type { ConsumerDefinition } from "../../src/define/consumer.ts";
-import { companionOf, companionsOf, parks } from "../../src/define/own.ts";
+import { breakerSubject, breakersStream, companionOf, companionsOf, parks } from "../../src/define/own.ts";
 import { covers } from "../../src/define/subject.ts";
 import { createHttp } from "../../src/http/http.ts";
 import { type App, type Message, RetryAfterError, type StreamDefinition } from "../../src/index.ts";
 import { disconnect } from "../../src/nats/connection.ts";
 import { serverIsAtLeast } from "../../src/nats/jetstream.ts";
+import { recordsIn } from "../../src/nats/records.ts";
 import { apply, apply as applyAll } from "../../src/provision/apply.ts";
 import type { OwnedSchedules } from "../../src/provision/apply-schedules.ts";
 import { publish } from "../../src/publish/publish.ts";
@@ -76,7 +77,7 @@ export function functionsOf(
 
 /**
  * Has the functions of an app do all that they can do. A handler does what its message's id says: `publish` publishes to all
- * subjects, `probe` also schedules into all streams, and cancels; `fail` fails, `park` is to be retried later. Only what is `thorough`
+ * subjects, `probe` also schedules into all streams, and cancels; `fail` fails once, `park` is to be retried later. Only what is `thorough`
  * takes over what was claimed long ago, which takes five seconds. Answers what went wrong.
  */
 export async function fly(
@@ -90,11 +91,12 @@ export async function fly(
   const [owned] = definitions.schedules as [OwnedSchedules];
   const taking = streams.filter(({ schedules }) => schedules);
   const wrong: string[] = [];
-  const parked = new Set<string>();
+  const failed = new Set<string>();
   const bindings = consumers.map((consumer) => ({ consumer, handler }) as unknown as Binding);
   const { ask, pull, release, apply } = functionsOf({ streams, bindings, ...(fanOut && { fanOut }) }, permitted);
   const admin = await permitted.admin();
   const onServer = serverIsAtLeast(admin, "2.12");
+  const breakers = recordsIn(admin, breakersStream, "circuit breakers");
 
   await provision();
   const overdue = thorough ? takeOver() : undefined;
@@ -113,10 +115,9 @@ export async function fly(
   }
 
   async function handler({ id }: Message, context: HandlerContext): Promise<void> {
-    if (id.startsWith("fail")) throw new Error("as it should");
-    if (id.startsWith("park") && !parked.has(id)) {
-      parked.add(id);
-      throw new RetryAfterError("later", "6s");
+    if (/^(fail|park)/.test(id) && !failed.has(id)) {
+      failed.add(id);
+      throw id.startsWith("park") ? new RetryAfterError("later", "6s") : new Error("as it should");
     }
     if (!/^(probe|publish)/.test(id)) return;
     for (const [subject, data] of Object.entries(samples)) await context.publish(subject as never, data as never);
@@ -282,6 +283,19 @@ export async function fly(
 
   /** What is missing on the server is told, and not taken for something that passes. */
   async function lose(): Promise<void> {
+    const companions = consumers.flatMap((consumer) =>
+      companionsOf(consumer).map(({ stream }) => ({ consumer, stream, name: companionOf(consumer) })),
+    );
+    for (const lost of new Set(companions.map(({ stream }) => stream))) {
+      const those = companions.filter(({ stream }) => stream === lost);
+      for (const { name } of those) await jsm.consumers.delete(lost, name);
+      const { consumers: told } = await pull(0);
+      for (const { consumer, name } of those) {
+        const error = told.find((one) => one.consumer === consumer.name)?.error ?? "";
+        check(error.includes(`"${name}" of stream "${lost}" does not exist`), `${name} of ${lost} is gone`, error);
+      }
+      await apply();
+    }
     const other = streams.find(
       (stream) => stream !== first.stream && subjectsIn(stream).length > 0,
     ) as StreamDefinition;
@@ -296,8 +310,9 @@ export async function fly(
     const isTold = events.some((event) => event.event === "retried" && /reached no stream/.test(event.error));
     check(isTold, "publishing into no stream, in a handler", events);
     for (const consumer of consumers) {
-      for (const { stream } of companionsOf(consumer)) await jsm.consumers.delete(stream, companionOf(consumer));
       if (consumer.stream !== other) await jsm.consumers.delete(consumer.stream.name, consumer.name);
+      if (consumer.breaker)
+        await breakers.remove((await breakers.read(breakerSubject(consumer), 5_000))?.revision ?? 0, 5_000);
     }
     for (const { consumer, error = "" } of (await pull(0)).consumers)
       check(/does not exist on the server/.test(error), `${consumer} is gone`, error);
