@@ -12,15 +12,12 @@ export const permissionsHint =
 
 /** As `request`, with an error that says what to do where this login lacks a permission: `permission-denied`. */
 export function explainingDenial(request: NatsConnection["request"]): NatsConnection["request"] {
-  return async (subject, payload, options) => {
-    try {
-      return await request(subject, payload, options);
-    } catch (error) {
+  return (...asked) =>
+    request(...asked).catch((error: unknown) => {
       if (!isDenied(error)) throw error;
       const { message } = error as Error;
       throw new SortieError("permission-denied", `${message}: this login lacks it. ${permissionsHint}`, {
         cause: error,
       });
-    }
-  };
+    });
 }

@@ -16,7 +16,7 @@ export interface Published {
 
 /**
  * Publishes and waits for the server's word that the message is stored.
- * @throws SortieError `stream-missing`, `stream-refused`, `payload-too-large`, `timed-out` or `connection-lost`. After the
+ * @throws SortieError `stream-missing`, `stream-refused`, `permission-denied`, `payload-too-large`, `timed-out` or `connection-lost`. After the
  * last two the message may be stored all the same: publish again with the same id.
  */
 export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
