@@ -93,7 +93,7 @@ export function planPermissions(
   function http(): Permission[] {
     const written = streams.filter(hasSchemas).map(({ name }) => name);
     return [
-      ...publishing(streams),
+      ...publishing(),
       ...needed("whether an Idempotency-Key was used for something else", ...written.map(api.read)),
       ...scheduling(),
       ...needed(
@@ -122,7 +122,7 @@ export function planPermissions(
         ratesStream,
       ),
       ...keeping(fanOut !== undefined, "going on in other invocations", placesStream, placesSubject),
-      ...publishing(streams),
+      ...publishing(),
       ...scheduling(),
     ];
   }
@@ -195,8 +195,8 @@ export function planPermissions(
     return needed("what is scheduled meanwhile", ...taking.map(({ name }) => allNotes(name)));
   }
 
-  function publishing(into: readonly StreamDefinition[]): Permission[] {
-    const subjects = into.flatMap(({ schemas }) => Object.keys(schemas));
+  function publishing(): Permission[] {
+    const subjects = streams.flatMap(({ schemas }) => Object.keys(schemas));
     return subjects.length === 0
       ? []
       : [
@@ -240,9 +240,8 @@ export function planPermissions(
     ];
   }
 
-  /** What an app defines of schedules is made, and what it has defined before, in any of its streams, is cancelled. */
+  /** What an app defines of schedules is made, and what it has defined before, in any of its streams, is cancelled: if any. */
   function definedBy({ owner, schedules }: OwnedSchedules): Permission[] {
-    if (taking.length === 0) return [];
     return needed(
       `the schedules of ${owner}`,
       registryOf(owner),

@@ -151,6 +151,14 @@ describe.concurrent("a login", () => {
     expect((await permitted.jsm.streams.info("ORDERS")).state).toEqual(before);
   });
 
+  it("applies an app of a name that takes no schedules", async ({ expect }) => {
+    const plain = createApp({ name: "plain", streams: [defineStream("LOG", { captures: ["log.>"] })] });
+    await using permitted = await startPermitted(collect("app", { plain }));
+    const { apply } = functionsOf(plain, permitted);
+    expect([...(await apply()), ...(await apply())].map(({ action }) => action)).toEqual(["create", "none"]);
+    expect(await permitted.refused()).toEqual([]);
+  });
+
   it("that lacks a permission is told which, by each function, and at once", async ({ expect }) => {
     await using permitted = await startPermitted(collect("app", { sample }));
     const told = (subject: string) =>
