@@ -51,7 +51,7 @@ export async function startPermitted(
   const admin = "no_auth_user: admin\n";
   const deaf = '{ user: deaf, password: secret, permissions: { subscribe: { allow: ["nothing"] } } }';
   const others = `{ user: admin, password: admin }\n${deaf}`;
-  const users = show(logins, {}).replace("users: [", `users: [${others}`);
+  const users = show(logins, {}).replace("users: [", `timeout: 30 # a busy machine is slow\n  users: [${others}`);
   const server = await startNatsServer({
     binary: programOf(version),
     config: `${admin}log_file: ${JSON.stringify(log)}\n${users}`,
