@@ -12,8 +12,9 @@ export interface Client<Stream extends StreamDefinition = StreamDefinition> exte
   /**
    * Checks a message against the schema of its subject, and waits until the server has stored it; `id` makes a second publish
    * within the stream's duplicate window store nothing.
-   * @throws SortieError `unknown-subject`, `invalid-payload`, `stream-missing`, `stream-refused`, `payload-too-large`,
-   * `timed-out` or `connection-lost`. After the last two the message may be stored all the same: publish again with the same id.
+   * @throws SortieError `unknown-subject`, `invalid-payload`, `stream-missing`, `stream-refused`, `permission-denied`,
+   * `payload-too-large`, `timed-out` or `connection-lost`. After the last two the message may be stored all the same: publish
+   * again with the same id.
    */
   publish<Subject extends PublishableSubject<Stream>>(
     subject: Subject,

@@ -10,6 +10,7 @@ export type ErrorCode =
   | "stream-missing"
   | "consumer-missing"
   | "stream-refused"
+  | "permission-denied"
   | "record-conflict"
   | "payload-too-large"
   | "schedule-refused"

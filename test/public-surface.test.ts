@@ -14,6 +14,6 @@ describe("the public surface", () => {
   it("of the command line", () => {
     const help = (...args: string[]) =>
       execFileSync(process.execPath, [manifest.bin.sortie, ...args, "--help"], { encoding: "utf8", env: {} });
-    expect([help(), help("apply"), help("schedules")]).toMatchSnapshot();
+    expect([help(), help("apply"), help("schedules"), help("permissions")]).toMatchSnapshot();
   });
 });

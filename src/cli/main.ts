@@ -4,9 +4,11 @@ import { type BreakerStatus, readBreaker, resetBreaker, tripBreaker } from "../c
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError } from "../errors.ts";
 import { type Applied, apply } from "../provision/apply.ts";
+import { planPermissions } from "../provision/permissions.ts";
 import { createSchedules } from "../schedule/schedules.ts";
+import { type PermissionsCommandOptions, show, versionFor } from "./permissions.ts";
 import { lookAfter, type SchedulesOptions } from "./schedules.ts";
-import { session } from "./session.ts";
+import { definitionsIn, session } from "./session.ts";
 
 const program = new Command("sortie").description("NATS JetStream for functions that don't stay up");
 const moduleArgument = "the file that exports the app, or its definitions (TypeScript or JavaScript)";
@@ -71,6 +73,20 @@ program
       for (const line of await lookAfter(schedules, id, options)) console.log(line);
     }),
   );
+
+program
+  .command("permissions")
+  .description("print the least NATS permissions that the login of each function needs, and that of apply")
+  .argument("<module>", moduleArgument)
+  .option("--together", "one login for http, pull and release: on Workers they are one function")
+  .option("--json", "as JSON")
+  .option("--nsc", "as commands that add these users with nsc")
+  .option("--server-version <version>", 'for this nats-server, such as "2.10" (default: for any)')
+  .option("--server <url>", "for this server, whose version is looked up; login by NATS_CREDS or NATS_TOKEN")
+  .action(async (file: string, options: PermissionsCommandOptions) => {
+    const [definitions, version] = await Promise.all([definitionsIn(file), versionFor(options)]);
+    console.log(show(planPermissions(definitions, { version, together: options.together }), options));
+  });
 
 function lineOf({ kind, name, action, changes }: Applied): string {
   const word = { create: "created", update: "updated", none: "unchanged", remove: "removed" }[action];

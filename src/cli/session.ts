@@ -5,6 +5,12 @@ import { assertLoggedIn, type Connection, connect, disconnect } from "../nats/co
 import type { Definitions } from "../provision/apply.ts";
 import { collect } from "./definitions.ts";
 
+/** Reads a module's definitions. Throws `invalid-option` where it exports none. */
+export async function definitionsIn(file: string): Promise<Definitions> {
+  const exported = await createJiti(import.meta.url, { fsCache: false }).import<Record<string, unknown>>(resolve(file));
+  return collect(file, exported);
+}
+
 /**
  * Reads a module's definitions and connects to the server for what `carryOut` does with both.
  * @throws SortieError, with a sentence for whoever sits at the terminal.
@@ -16,8 +22,7 @@ export async function session(
   carryOut: (connection: Connection, definitions: Definitions) => Promise<void>,
 ): Promise<void> {
   if (!server) throw new SortieError("invalid-option", "Which server? Set NATS_URL or pass --server wss://…");
-  const exported = await createJiti(import.meta.url, { fsCache: false }).import<Record<string, unknown>>(resolve(file));
-  const definitions = collect(file, exported);
+  const definitions = await definitionsIn(file);
   const { NATS_CREDS: creds, NATS_NKEY: nkey, NATS_TOKEN: token } = process.env;
   const connection = await connect({ url: server, creds, nkey, token, name: `sortie ${command}` }, 10_000);
   try {

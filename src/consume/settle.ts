@@ -3,7 +3,7 @@ import type { DeadLetterReason } from "../dead-letter/story.ts";
 import { parkFromMs, parks } from "../define/own.ts";
 import { backoffMs } from "../define/retry.ts";
 import { SortieError, textOf } from "../errors.ts";
-import { isDenied } from "../nats/jetstream.ts";
+import { isDenied } from "../nats/denied.ts";
 import { isConflict } from "../nats/records.ts";
 import { within } from "../nats/within.ts";
 import type { Outcome } from "./attempt.ts";

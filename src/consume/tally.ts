@@ -1,5 +1,5 @@
 import { textOf } from "../errors.ts";
-import { isDenied } from "../nats/jetstream.ts";
+import { isDenied } from "../nats/denied.ts";
 import type { Outcome } from "./attempt.ts";
 import type { Binding } from "./handler.ts";
 import type { Held } from "./held.ts";

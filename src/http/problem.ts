@@ -1,7 +1,8 @@
 import type { Context } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { type ErrorCode, InvalidPayloadError, SortieError } from "../errors.ts";
-import { isConnectionLost, isDenied, isNoResponders, isTimeout } from "../nats/jetstream.ts";
+import { isDenied } from "../nats/denied.ts";
+import { isConnectionLost, isNoResponders, isTimeout } from "../nats/jetstream.ts";
 
 /** The types of problem that the HTTP surface answers with, beside those of `SortieError`. */
 export type ProblemCode =
@@ -48,6 +49,7 @@ const problems: Partial<Record<ProblemCode, Problem>> = {
   "connection-lost": { status: 503, title: "The connection to NATS was lost", retryAfter: 1 },
   "timed-out": { status: 503, title: "NATS did not answer in time", retryAfter: 1 },
   "stream-refused": { status: 503, title: "The stream did not take the message", retryAfter: 5 },
+  "permission-denied": { status: 503, title: "The function lacks a permission in NATS", retryAfter: 60 },
   "stream-missing": { status: 503, title: "The stream does not exist yet", retryAfter: 30 },
   "invocation-failed": { status: 503, title: "The invocation could not do all of its work", retryAfter: 30 },
 };
@@ -102,7 +104,7 @@ export function problemOf(c: Context, error: unknown) {
   // the client's own, where nobody has put it into our words: they tell of addresses and subjects
   if (isTimeout(error) || isNoResponders(error)) return problem(c, "timed-out", "Try again");
   if (isConnectionLost(error)) return problem(c, "connection-lost", "Try again");
-  if (isDenied(error)) return problem(c, "not-configured", "The server refuses this login what is needed for it");
+  if (isDenied(error)) return problem(c, "permission-denied", "The server refuses this login what is needed for it");
   console.error(error);
   return problem(c, "internal", "The function's log has the error");
 }

@@ -1,6 +1,8 @@
 import { type NatsConnection, PermissionViolationError, wsconnect } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
+import { explainingDenial } from "./denied.ts";
 import { closedEarly, failureAt, refused, silent, together, told } from "./failure.ts";
+import { inboxPrefixOf } from "./inbox.ts";
 import { type Credentials, loginWith } from "./login.ts";
 import { type OpenSocket, openSocket } from "./open.ts";
 import { inRandomOrder, type Server, serversOf } from "./servers.ts";
@@ -18,6 +20,8 @@ export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request
   readonly confirmed?: Promise<void>;
   /** A round trip to the server itself. Without it nobody can tell whether it is still there, and the connection is not kept. */
   flush?(): Promise<void>;
+  /** What the subjects begin with at which it hears answers. @default "_INBOX" */
+  readonly inboxPrefix?: string;
 };
 
 /** Where the server is and how to log in. */
@@ -68,6 +72,7 @@ export async function connect(options: ServerOptions, ms: number): Promise<Conne
 async function dial(server: Server, options: ServerOptions, ms: number): Promise<Connection> {
   const login = loginWith(options, server.user);
   const gone = new AbortController();
+  const inboxPrefix = inboxPrefixOf({ user: server.user, creds: options.creds });
   const broken = Promise.withResolvers<never>();
   const confirmed = Promise.withResolvers<void>();
   confirmed.promise.catch(() => {}); // whoever wants to know asks
@@ -80,6 +85,7 @@ async function dial(server: Server, options: ServerOptions, ms: number): Promise
     noAsyncTraces: true, // or each request makes two stacks, a third of what a publish costs
     maxReconnectAttempts: 0, // or a refused dial would be tried again behind our back
     name: options.name ?? "sortie",
+    inboxPrefix,
     ...(server.user && { user: server.user, pass: server.pass ?? "" }),
     ...(login.authenticator && { authenticator: login.authenticator }),
     wsFactory: async (url) => {
@@ -115,6 +121,8 @@ async function dial(server: Server, options: ServerOptions, ms: number): Promise
     const close = connection.close.bind(connection);
     return Object.assign(connection, {
       confirmed: confirmed.promise,
+      inboxPrefix,
+      request: explainingDenial(connection.request.bind(connection)),
       close() {
         // now: the client would wait 100 ms for what was sent to leave, and the function may be frozen by then
         socket?.close();

@@ -21,11 +21,6 @@ export function isNoResponders(error: unknown): boolean {
   return error.name === "JetStreamNotEnabled" || /^no responders|^503$/i.test(error.message);
 }
 
-/** Whether the server has refused something for want of a permission: it has not happened. */
-export function isDenied(error: unknown): boolean {
-  return error instanceof Error && (/permissions violation/i.test(error.message) || isDenied(error.cause));
-}
-
 /** Whether an answer did not come in time, as the two generations of the client and `within` say it. */
 export function isTimeout(error: unknown): boolean {
   if (error instanceof SortieError) return error.code === "timed-out";
@@ -44,5 +39,10 @@ const versions = new Intl.Collator("en", { numeric: true }); // made once: it is
 
 /** Whether the connected server is `wanted` ("2.12") or newer. */
 export function serverIsAtLeast(connection: Connection, wanted: string): boolean {
-  return versions.compare(connection.info?.version ?? "0", wanted) >= 0;
+  return isAtLeast(connection.info?.version, wanted);
+}
+
+/** Whether a server's version ("2.10.27") is `wanted` ("2.12") or newer. */
+export function isAtLeast(version = "0", wanted: string): boolean {
+  return versions.compare(version, wanted) >= 0;
 }

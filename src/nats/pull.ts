@@ -3,6 +3,7 @@ import { SortieError, textOf } from "../errors.ts";
 import { type Connection, onClosed, onDenied } from "./connection.ts";
 import { type ConsumerInfo, consumerInfo, isFull } from "./consumer-info.ts";
 import { type Delivery, deliveryOf } from "./delivery.ts";
+import { permissionsHint } from "./denied.ts";
 import { serverIsAtLeast } from "./jetstream.ts";
 import { endOf, givenBy, type Limits, missing, type PullEnd, type RequestEnd } from "./pull-status.ts";
 import { openRequests, type Request } from "./requests.ts";
@@ -22,7 +23,7 @@ interface PullRequest {
 export interface Puller {
   /**
    * Asks for deliveries, also while others are under way, and answers when the last of them has been handed over.
-   * @throws SortieError `consumer-missing`, `stream-refused`, `connection-lost` or `timed-out`.
+   * @throws SortieError `consumer-missing`, `stream-refused`, `permission-denied`, `connection-lost` or `timed-out`.
    */
   pull(request: PullRequest): Promise<PullEnd>;
   /** How many deliveries have been asked for and have not come yet. */
@@ -50,7 +51,7 @@ export function openPuller(
   onDelivery: (delivery: Delivery) => void,
 ): Puller {
   const what = `Consumer "${consumer}" of stream "${stream}"`;
-  const prefix = createInbox();
+  const prefix = createInbox(connection.inboxPrefix);
   const subjectOfPulls = `$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`;
   const limits: Limits = { batch: Infinity, expiresMs: Infinity, maxBytes: Infinity, outstanding: bounded };
   const requests = openRequests<RequestEnd>("more");
@@ -85,7 +86,10 @@ export function openPuller(
   const isToldOfDenial = onDenied(connection, (subject) => {
     if (subject !== subjectOfPulls) return;
     requests.endAll(
-      new SortieError("stream-refused", `${what}: this login may not pull: allow it to publish to ${subject}`),
+      new SortieError(
+        "permission-denied",
+        `${what}: this login may not pull: allow it to publish to ${subject}. ${permissionsHint}`,
+      ),
     );
   });
 

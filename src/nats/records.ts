@@ -16,7 +16,7 @@ interface Stored<T> {
 /**
  * Small records that invocations share, one for each subject of a stream that keeps the last message of each. Every call is
  * one round trip, answered by the stream's leader: what it says has happened.
- * @throws SortieError `stream-missing`, `stream-refused`, `record-conflict`, `timed-out` or `connection-lost`.
+ * @throws SortieError `stream-missing`, `stream-refused`, `permission-denied`, `record-conflict`, `timed-out` or `connection-lost`.
  */
 export interface Records<T> {
   read(subject: string, ms: number): Promise<Stored<T> | undefined>;

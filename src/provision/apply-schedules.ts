@@ -31,6 +31,11 @@ export interface OwnedSchedules {
 
 type Action = "create" | "update" | "none" | "remove";
 
+/** Where it is kept which schedules are an app's. */
+export function registryOf(owner: string): string {
+  return `sortie.schedules.defined.${tokenOf(owner)}`;
+}
+
 /** What became of one definition. */
 type Told = (action: Action, name: string, changes?: readonly string[]) => void;
 
@@ -41,7 +46,7 @@ const longestMs = 20_000;
 
 /** Makes an app's schedules on the server as they are defined. */
 export async function applySchedules(connection: Connection, { owner, schedules }: OwnedSchedules, told: Told) {
-  const registry = `sortie.schedules.defined.${tokenOf(owner)}`;
+  const registry = registryOf(owner);
   const keyOf = (stream: string, id: string) => `${stream}/${id}`;
   const which = { last_by_subj: registry };
   const asked = storedSchedule(connection, schedulesStream, which, stepMs, "reading what is defined");

@@ -1,7 +1,8 @@
 import { headers, type MsgHdrs } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
-import { isDenied, isNoResponders, isTimeout, publisherOn } from "../nats/jetstream.ts";
+import { isDenied, permissionsHint } from "../nats/denied.ts";
+import { isNoResponders, isTimeout, publisherOn } from "../nats/jetstream.ts";
 import { isCaptured, untilLed } from "../nats/leader.ts";
 import { within } from "../nats/within.ts";
 import { type Headers, headersSize, type Outgoing } from "./outgoing.ts";
@@ -15,7 +16,7 @@ export interface Published {
 
 /**
  * Publishes and waits for the server's word that the message is stored.
- * @throws SortieError `stream-missing`, `stream-refused`, `payload-too-large`, `timed-out` or `connection-lost`. After the
+ * @throws SortieError `stream-missing`, `stream-refused`, `permission-denied`, `payload-too-large`, `timed-out` or `connection-lost`. After the
  * last two the message may be stored all the same: publish again with the same id.
  */
 export async function publish(connection: Connection, outgoing: Outgoing, ms: number): Promise<Published> {
@@ -97,9 +98,7 @@ function explain(error: unknown, stream: string | undefined, subject: string, ca
   if (error instanceof Error && error.name === "JetStreamApiError")
     return new SortieError("stream-refused", `${what} was refused: ${reason}`, { cause: error });
   if (isDenied(error)) {
-    return new SortieError("stream-refused", `${what} was refused: ${reason}. Allow this login to publish there`, {
-      cause: error,
-    });
+    return new SortieError("permission-denied", `${what} was refused: ${reason}. ${permissionsHint}`, { cause: error });
   }
   if (isTimeout(error)) {
     return new SortieError(

@@ -3,6 +3,7 @@ import type { StreamDefinition } from "../define/stream.ts";
 import { textOf } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { consumersOf, isAwaiting } from "../nats/consumer-info.ts";
+import { permissionsHint } from "../nats/denied.ts";
 import { isConflict, recordsIn } from "../nats/records.ts";
 import { headerOf, type StoredMessage, storedMessage } from "../nats/stored-message.ts";
 import { pause, point, within } from "../nats/within.ts";
@@ -120,6 +121,8 @@ export interface ReleaseTimes {
   readonly settleBy: number;
   /** Whether it stays for what is scheduled meanwhile; else for what is known of only. @default true */
   readonly awaitsNews?: boolean;
+  /** The subject of the note of the only one to release; the note stays, for another look at all. @default all that is due */
+  readonly only?: string;
   now(): number;
 }
 
@@ -132,7 +135,7 @@ export interface ReleaseTimes {
 export async function releaseDue(
   connection: Connection,
   { name, duplicateWindowMs, retention }: StreamDefinition,
-  { leaveAt, settleBy, awaitsNews = true, now }: ReleaseTimes,
+  { leaveAt, settleBy, awaitsNews = true, only, now }: ReleaseTimes,
 ): Promise<Released> {
   const records = recordsIn<{ until: number }>(connection, schedulesStream, "schedules");
   const leftMs = () => Math.max(1, Math.min(stepMs, settleBy - now()));
@@ -168,9 +171,10 @@ export async function releaseDue(
     for (const subscription of subscriptions) subscription.unsubscribe();
   }
   await Promise.all(underWay);
-  await tidy().catch((error: unknown) => {
-    trouble ??= textOf(error); // what was released is looked at once more the next time
-  });
+  if (only === undefined)
+    await tidy().catch((error: unknown) => {
+      trouble ??= textOf(error); // what was released is looked at once more the next time
+    });
   return { released, ...(latestMs !== undefined && { latestMs }), ...(trouble && { error: trouble }) };
 
   async function look() {
@@ -264,6 +268,10 @@ export async function releaseDue(
 
   /** Finds what is noted as due soon, and for the minutes until now, and for the next one shortly before it begins. */
   async function list(): Promise<void> {
+    if (only !== undefined) {
+      if (!known.has(only)) add(noteOf(only));
+      return;
+    }
     const to = Math.max(serverNow() + aheadMs, awaitsNews ? 0 : leaveAt + ahead.least);
     if (listedUntil > to) return;
     const soon = subscriptions.length === 0 ? [soonNotes(name)] : []; // listened to from then on
@@ -271,7 +279,9 @@ export async function releaseDue(
     const patterns = [...soon, ...notesBetween(name, listedUntil, to)];
     listedUntil = startOfMinute(to) + 60_000;
     const callback = (error: Error | null, { subject }: { subject: string }) => {
-      if (!error) hear(noteOf(subject));
+      if (error)
+        trouble ??= `${error.message}. ${permissionsHint}`; // what is made meanwhile is found the next time
+      else hear(noteOf(subject));
     };
     for (const pattern of live) subscriptions.push(connection.subscribe(pattern, { callback }));
     listings.push(...(await Promise.all(patterns.map(listOf))));

@@ -324,9 +324,9 @@ export function createSchedules(
     }
     if (pending.releasing) return "already-fired";
     const at = Date.parse(record.time); // which has passed by the server's clock, whatever ours says
-    await move(stream, record, at, {}, leftMs());
+    const only = await move(stream, record, at, {}, leftMs());
     const settleBy = now() + leftMs();
-    const { error } = await releaseDue(connection, stream, { leaveAt: now(), settleBy, now });
+    const { error } = await releaseDue(connection, stream, { leaveAt: now(), settleBy, only, now });
     const after = pendingOf((await messageOf(schedulesStream, record.subject, leftMs())) ?? record);
     if (after.state === "cancelled") return "cancelled";
     if (after.state || (after.releasing && !error)) return "fired";
@@ -376,17 +376,18 @@ export function createSchedules(
     return "resumed" as const;
   }
 
-  /** Has it released at another time, in one flight: who finds the note finds that. */
+  /** Has it released at another time, in one flight: who finds the note finds that. Answers the note's subject. */
   async function move(
     { name }: StreamDefinition,
     record: StoredMessage & { readonly pending: Pending },
     at: number,
     changes: Readonly<Record<string, string | undefined>>,
     left: number,
-  ): Promise<void> {
+  ): Promise<string> {
     const moved = rewritten(record, { ...changes, [pendingHeaders.at]: `${at}` });
     const note = noteFor(name, tokenOf(record.pending.id), at, now());
     await Promise.all([moved, note].map((each) => publish(connection, each, left)));
+    return note.subject;
   }
 
   async function list({ stream, prefix = "", from, to, limit = 50, after }: ListOptions = {}): Promise<ScheduleList> {
