@@ -13,7 +13,7 @@ export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request
   status?(): AsyncIterable<{ readonly type: string; readonly error?: unknown }>;
   /**
    * Resolves when the server has taken the connection's credentials. Without it they have been taken already.
-   * Rejects with SortieError `connection-failed`.
+   * Rejects with ConnectionFailedError.
    */
   readonly confirmed?: Promise<void>;
 };

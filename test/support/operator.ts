@@ -3,7 +3,7 @@ import { nkeys } from "@nats-io/nats-core";
 type KeyPair = ReturnType<typeof nkeys.createUser>;
 
 /** What a user's JWT says beside who it is. */
-export interface UserClaims {
+interface UserClaims {
   /** Epoch seconds. */
   exp?: number;
   allowed_connection_types?: string[];

@@ -9,7 +9,7 @@ import { freePort } from "./monitoring.ts";
 import { type Peer, silent, startPeer, upgradesOnly } from "./peers.ts";
 
 /** A setting that cannot connect, and what is to be told of it. */
-export interface Wrong {
+interface Wrong {
   readonly name: string;
   readonly url: string;
   readonly reason: ConnectionFailure;
