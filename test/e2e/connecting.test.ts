@@ -5,49 +5,32 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { nkeys } from "@nats-io/nats-core";
-import type { Miniflare } from "miniflare";
 import { afterAll, beforeAll, describe, it, vi } from "vitest";
 import { type NatsServer, startNatsServer } from "../../src/testing/nats-server.ts";
 import { bundleWorker } from "../support/bundle.ts";
-import { type Certificates, makeCertificates } from "../support/certificates.ts";
+import { makeCertificates } from "../support/certificates.ts";
 import { makeOperator } from "../support/operator.ts";
 import { startWrongServers, type WrongServers } from "../support/wrong-servers.ts";
 
 // What Node and workerd tell of a server that cannot be had, with the secrets of its URL kept; and TLS of one's own.
-let folder: string;
-let trusted: Certificates;
+const folder = await mkdtemp(join(tmpdir(), "sortie-connecting-"));
+const [trusted, strange] = await Promise.all([certificates("trusted"), certificates("strange")]);
+vi.stubEnv("NODE_EXTRA_CA_CERTS", trusted.ca); // which miniflare reads as it is loaded
+const { Miniflare } = await import("miniflare");
+vi.unstubAllEnvs();
 let wrong: WrongServers;
 let tls: NatsServer;
-let worker: Miniflare;
+let worker: InstanceType<typeof Miniflare>;
 const logs: string[] = [];
 
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), "sortie-connecting-"));
-  const certificates = async (name: string) => {
-    const inside = join(folder, name);
-    await mkdir(inside);
-    return makeCertificates(inside);
-  };
-  const strange = await certificates("strange");
-  trusted = await certificates("trusted");
   const { cert, key } = trusted;
-  vi.stubEnv("NODE_EXTRA_CA_CERTS", trusted.ca); // which miniflare reads as it is loaded
-  const [{ Miniflare }, script] = await Promise.all([
-    import("miniflare"),
-    bundleWorker("connecting.ts"),
-    startWrongServers(strange).then((started) => {
-      wrong = started;
-    }),
-    startNatsServer({
-      config: `websocket { host: "127.0.0.1", port: -1, tls { cert_file: "${cert}", key_file: "${key}" } }`,
-    }).then((started) => {
-      tls = started;
-    }),
-  ]);
-  vi.unstubAllEnvs();
+  const config = `websocket { host: "127.0.0.1", port: -1, tls { cert_file: "${cert}", key_file: "${key}" } }`;
+  wrong = await startWrongServers(strange);
+  tls = await startNatsServer({ config });
   worker = new Miniflare({
     modules: true,
-    script,
+    script: await bundleWorker("connecting.ts"),
     compatibilityDate: "2026-07-30",
     host: "127.0.0.1",
     cf: false,
@@ -60,6 +43,12 @@ afterAll(async () => {
   await Promise.all([worker?.dispose(), wrong?.[Symbol.asyncDispose](), tls?.stop()]);
   await rm(folder, { recursive: true, force: true });
 });
+
+async function certificates(name: string) {
+  const inside = join(folder, name);
+  await mkdir(inside);
+  return makeCertificates(inside);
+}
 
 const tlsUrl = () => tls.url.replace("ws:", "wss:");
 const secrets = /s3cr3t|%40wrong|@wrong/;
