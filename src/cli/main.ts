@@ -12,7 +12,10 @@ import { definitionsIn, session } from "./session.ts";
 
 const program = new Command("sortie").description("NATS JetStream for functions that don't stay up");
 const moduleArgument = "the file that exports the app, or its definitions (TypeScript or JavaScript)";
-const serverOption = ["--server <url>", "the server's WebSocket URL; login by NATS_CREDS or NATS_TOKEN"] as const;
+const serverOption = [
+  "--server <url>",
+  "the server's WebSocket URL; login by NATS_CREDS, NATS_NKEY or NATS_TOKEN",
+] as const;
 
 program
   .command("apply")

@@ -1,13 +1,13 @@
 import { type NatsConnection, PermissionViolationError, wsconnect } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
 import { explainingDenial } from "./denied.ts";
-import { closedEarly, failureAt, refused, silent, together, told } from "./failure.ts";
+import { afterUpgrade, closedEarly, failureAt, refused, silent, together, told } from "./failure.ts";
 import { inboxPrefixOf } from "./inbox.ts";
 import { type Credentials, loginWith } from "./login.ts";
 import { type OpenSocket, openSocket } from "./open.ts";
 import { inRandomOrder, type Server, serversOf } from "./servers.ts";
 import { wire } from "./wire.ts";
-import { within } from "./within.ts";
+import { pause, within } from "./within.ts";
 
 /** What Sortie needs of a NATS connection; `wsconnect`, `nats.ws` and the TCP transports all give it. */
 export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request" | "close" | "closed" | "info"> & {
@@ -15,7 +15,7 @@ export type Connection = Pick<NatsConnection, "publish" | "subscribe" | "request
   status?(): AsyncIterable<{ readonly type: string; readonly error?: unknown }>;
   /**
    * Resolves when the server has taken the connection's credentials. Without it they have been taken already.
-   * Rejects with SortieError `connection-failed`.
+   * Rejects with ConnectionFailedError.
    */
   readonly confirmed?: Promise<void>;
   /** A round trip to the server itself. Without it nobody can tell whether it is still there, and the connection is not kept. */
@@ -119,6 +119,12 @@ async function dial(server: Server, options: ServerOptions, ms: number): Promise
     const asked = connection.info?.auth_required === true;
     void connection.closed().then(() => confirmed.reject(told(server, closedEarly(asked, login))));
     const close = connection.close.bind(connection);
+    void deniedAnswers(connection).then((words) => {
+      if (words === undefined) return;
+      const confirmed = Promise.reject(told(server, refused(words, login)));
+      confirmed.catch(() => {});
+      Object.assign(connection, { confirmed });
+    });
     return Object.assign(connection, {
       confirmed: confirmed.promise,
       inboxPrefix,
@@ -132,7 +138,17 @@ async function dial(server: Server, options: ServerOptions, ms: number): Promise
   } catch (error) {
     gone.abort();
     dialled.then(disconnect, () => {}); // the one that came too late must not stay open
-    throw error instanceof SortieError ? silent(opened, ms) : error;
+    if (error instanceof SortieError) throw silent(opened, ms);
+    throw opened ? afterUpgrade(error) : error;
+  }
+}
+
+/** What the server says where it does not let a login have its answers, without which nothing can be done. */
+async function deniedAnswers(connection: NatsConnection): Promise<string | undefined> {
+  for await (const status of connection.status()) {
+    const error = "error" in status ? status.error : undefined;
+    if (!(error instanceof PermissionViolationError) || error.operation !== "subscription") continue;
+    if (error.subject.startsWith("_INBOX.")) return error.message;
   }
 }
 
@@ -140,6 +156,8 @@ async function dial(server: Server, options: ServerOptions, ms: number): Promise
  * Throws `connection-failed` where the server has refused the log-in: what else then failed, failed because of that.
  */
 export async function assertLoggedIn(connection: Connection): Promise<void> {
+  if (!connection.confirmed) return;
+  await pause(0, "hearing what became of the log-in"); // it may be told just now
   await Promise.race([connection.confirmed, Promise.resolve()]);
 }
 

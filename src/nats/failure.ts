@@ -57,7 +57,7 @@ const words: [RegExp, (code: string) => Why][] = [
   ],
   [
     /HPE_|HTTPParser/,
-    () => ({ reason: "websocket", what: "does not speak HTTP, as NATS's TCP listener does not", todo: listener }),
+    () => ({ reason: "websocket", what: "does not speak HTTP: NATS's TCP listener does not", todo: listener }),
   ],
 ];
 
@@ -86,10 +86,16 @@ export function silent(opened: boolean, ms: number): Known {
   return new Known({ ...unanswered, what: `does not answer ${time}` });
 }
 
+/** It broke as a WebSocket, before it became a connection. */
+export function afterUpgrade(error: unknown): unknown {
+  return error instanceof Known ? error : unlike("took the WebSocket and broke it before NATS's INFO");
+}
+
 /** The server's own words: it spoke NATS, and does not let this function in. */
 export function refused(said: string, login: Login): Known {
   const what = `says "${said}"`;
-  if (/permission/i.test(said)) return new Known({ reason: "permission", what, todo: "Allow this user what it names" });
+  if (/permission/i.test(said))
+    return new Known({ reason: "permission", what, todo: "Allow this user to: without answers nothing can be done" });
   if (/authenti|authoriz|revoked/i.test(said))
     return new Known({ reason: "authentication", what, todo: login.hint(Date.now()) });
   if (/maximum|throttl/i.test(said)) {
@@ -174,7 +180,11 @@ async function look(url: string, signal: AbortSignal): Promise<Why | undefined> 
   const inside = /internal error/; // workerd, where it has no word for it: DNS and TLS
   if (inside.test(seen.text) && inside.test(other.text) && other.status === undefined)
     return { ...unanswered, what: "cannot be reached: its name is unknown, or it is no server of HTTP" };
-  if (!tls && (other.status !== undefined || other.why?.reason === "tls")) return scheme("wss");
+  if (!tls && (other.status !== undefined || other.why?.todo === untrusted.todo)) return scheme("wss");
+  if (!tls && inside.test(other.text)) {
+    const todo = `Begin its URL with wss:// where that is TLS. ${listener}`;
+    return { reason: "websocket", what: "speaks no HTTP, but TLS or NATS over TCP", todo };
+  }
   if (!tls) return undefined;
   if (other.status !== undefined && other.why?.reason !== "tls") return scheme("ws");
   if (inside.test(seen.text)) return { ...untrusted, what: "fails at TLS" };
@@ -208,5 +218,5 @@ function namedBy(error: unknown): Why | undefined {
 function textOfAll(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const code = "code" in error ? `${error.code} ` : "";
-  return `${code}${error.message}${error.cause === undefined ? "" : ` ${textOfAll(error.cause)}`}`;
+  return `${error.name} ${code}${error.message}${error.cause === undefined ? "" : ` ${textOfAll(error.cause)}`}`;
 }

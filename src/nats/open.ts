@@ -27,6 +27,7 @@ interface Handler {
  * does not answer its close; what it stands on does both, where it takes a `dispatcher`. Others know nothing of that option.
  */
 export const openSocket: OpenSocket = (url, gone, broke) => {
+  const { WebSocket } = globalThis; // with which Node loads what it stands on
   let letGo = () => {};
   const dispatcher: Dispatcher = {
     dispatch(options, handler) {

@@ -32,11 +32,21 @@ export function inRandomOrder<T>(all: readonly T[], random: () => number = Math.
 function serverOf(text: string, setting: string): Server {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (!url || !["ws:", "wss:"].includes(url.protocol)) {
-    const got = url?.host ? `${url.protocol}//${url.host}` : "something that is no URL";
+    const got =
+      url?.host && !text.slice(url.protocol.length + 2).includes("@")
+        ? `${url.protocol}//${url.host}`
+        : "something that is no URL";
     const commas = setting === "NATS_URL" ? "" : " A comma in a password is `%2C`.";
     throw new SortieError(
       "not-configured",
       `${setting}: expected a WebSocket URL such as "wss://nats.example.com:443", got ${got}. Functions reach NATS over its WebSocket listener (\`websocket { … }\` in the server's configuration).${commas}`,
+    );
+  }
+  if (`${url.pathname}${url.search}${url.hash}`.includes("@")) {
+    // then what looks like its host is a part of the password, and is not to be told
+    throw new SortieError(
+      "not-configured",
+      `${setting}: expected no @ behind the host: in a password \`/\` is \`%2F\`, \`?\` is \`%3F\`, \`#\` is \`%23\` and \`@\` is \`%40\``,
     );
   }
   const host = `${url.protocol}//${url.host}`;

@@ -190,7 +190,7 @@ describe("pull", () => {
     await system.server.kill();
     const down = await pull.invoke(scheduledEvent);
     expect(down.error).toMatchObject({
-      errorType: "SortieError",
+      errorType: "ConnectionFailedError",
       errorMessage: expect.stringContaining(hostOf(system.server.url)),
     });
     expect(down.ms).toBeLessThan(5_000); // of 50 s
@@ -217,7 +217,7 @@ describe("pull", () => {
     await using pull = await start("pull", system.server.url.replace("://", `://sortie:${password}-wrong@`));
     const refused = await pull.invoke(scheduledEvent);
     expect(refused.error).toMatchObject({
-      errorType: "SortieError",
+      errorType: "ConnectionFailedError",
       errorMessage: expect.stringContaining(hostOf(system.server.url)),
     });
     expectNoSecret(refused);
@@ -300,7 +300,7 @@ describe("with three seconds left and a peer that", () => {
     const [answered, ...failed] = ended;
     for (const { error } of failed) {
       expect(error).toMatchObject({
-        errorType: "SortieError",
+        errorType: "ConnectionFailedError",
         errorMessage: expect.stringContaining(hostOf(peer.url)),
       });
     }

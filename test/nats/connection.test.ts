@@ -1,7 +1,10 @@
+import { inspect } from "node:util";
 import { afterEach, describe, expect, it } from "vitest";
-import { connect, disconnect } from "../../src/nats/connection.ts";
+import { assertLoggedIn, connect, disconnect } from "../../src/nats/connection.ts";
 import { within } from "../../src/nats/within.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
+import { asFunction, functionDenied } from "../support/logins.ts";
+import { makeOperator } from "../support/operator.ts";
 import { answersHttp, type Peer, silent, startPeer, startProxy, upgradesOnly } from "../support/peers.ts";
 
 let open: AsyncDisposable[] = [];
@@ -82,6 +85,98 @@ describe("connecting", () => {
     expect(outcome).toContain(`Could not connect to NATS at ${nats.url}: `);
     expect(outcome).toMatch(/Authorization Violation|WebSocket/);
     expect(outcome).not.toMatch(/wr0ng|p@ss|t0ken/);
+  });
+});
+
+describe("several servers", () => {
+  it("are tried one after the other, a dead one and a black hole for their share of the time alone", async () => {
+    const [nats, hole, dead] = [
+      using(await startNatsServer()),
+      using(await startPeer(silent)),
+      await startPeer(silent),
+    ];
+    await dead[Symbol.asyncDispose]();
+    const url = ` ${hole.url},${nats.url}, ${dead.url},`;
+    const all = await Promise.all(
+      Array.from({ length: 10 }, async () => {
+        const connection = await connect({ url }, 1_500);
+        await connection.confirmed;
+        disconnect(connection);
+      }),
+    );
+    expect(all).toHaveLength(10);
+    await expect.poll(() => hole.sockets.size).toBe(0);
+  });
+
+  it("have each its own user and password, and are tried in every order", async () => {
+    const config = (user: string) => `authorization { user: ${user}, password: ${user} }`;
+    const [one, two] = [await startNatsServer({ config: config("a") }), await startNatsServer({ config: config("b") })];
+    using(one);
+    using(two);
+    const url = `${one.url.replace("//", "//a:a@")},${two.url.replace("//", "//b:b@")}`;
+    const met = await Promise.all(
+      Array.from({ length: 20 }, async () => {
+        const connection = await connect({ url }, 5_000);
+        await connection.confirmed;
+        const port = connection.info?.port;
+        disconnect(connection);
+        return port;
+      }),
+    );
+    expect(new Set(met).size).toBe(2);
+  });
+
+  it("that all fail are told of together, by the one that let it in furthest", async () => {
+    const [web, dead] = [using(await startPeer(answersHttp)), await startPeer(silent)];
+    await dead[Symbol.asyncDispose]();
+    const [first, second] = [web.url.replace("//", "//u:s3cret@"), dead.url.replace("//", "//u:s3cret@")];
+    const error: unknown = await connect({ url: `${first},${second}` }, 2_000).catch((error: unknown) => error);
+    expect(error).toMatchObject({ code: "connection-failed", reason: "websocket" });
+    const { message } = error as Error;
+    expect(message).toMatch(/^Could not connect to any of 2 NATS servers\. /);
+    expect(message).toContain(`${web.url}: it answers HTTP 200 and opens no WebSocket.`);
+    expect(message).toContain(`${dead.url}: it refuses connections (ECONNREFUSED).`);
+    expect(inspect(error, { depth: 10 })).not.toContain("s3cret");
+  });
+
+  it("are refused where one of them is no URL, without its words", async () => {
+    const { outcome } = await timed(connect({ url: "ws://a:1,wss://u:s3cr,et@b" }, 500));
+    expect(outcome).toMatch(/^NATS_URL, number \d of 3: expected a WebSocket URL .* A comma in a password is `%2C`/);
+    expect(outcome).not.toMatch(/s3cr|et@/);
+  });
+});
+
+describe("a server or an account that has as many connections as it may", () => {
+  const operator = makeOperator({ conn: 1 });
+  it.each([
+    ["server", { config: "max_connections: 1" }, {}],
+    ["account", { config: operator.config }, { creds: operator.creds() }],
+  ])("tells so: the %s", async (_, options, login) => {
+    const nats = using(await startNatsServer(options));
+    const first = await connect({ url: nats.url, ...login }, 5_000);
+    await first.confirmed;
+    const second = connect({ url: nats.url, ...login }, 5_000).then(({ confirmed }) => confirmed);
+    await expect(second).rejects.toMatchObject({
+      reason: "limit",
+      message: expect.stringMatching(/maximum .*connections/),
+    });
+    disconnect(first);
+  });
+});
+
+describe("a login that may not subscribe to its answers", () => {
+  it("is told so, by whom it asks for something", async () => {
+    const nats = using(await startNatsServer({ config: functionDenied("subscribe", "_INBOX.>") }));
+    const connection = await asFunction(nats)(5_000);
+    await connection.confirmed;
+    const asked = await connection.request("$JS.API.INFO", "", { timeout: 500 }).catch((error: unknown) => error);
+    await expect(assertLoggedIn(connection)).rejects.toMatchObject({
+      code: "connection-failed",
+      reason: "permission",
+      message: expect.stringMatching(/Permissions Violation for Subscription to "_INBOX/),
+    });
+    expect(asked).toBeInstanceOf(Error);
+    disconnect(connection);
   });
 });
 
