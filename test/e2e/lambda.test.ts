@@ -1,4 +1,6 @@
+import { readFileSync } from "node:fs";
 import { mkdtempDisposable } from "node:fs/promises";
+import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -14,7 +16,7 @@ import { monitoring } from "../support/monitoring.ts";
 import { silent, startPeer, startProxy, upgradesOnly } from "../support/peers.ts";
 import { programOf } from "../support/servers.ts";
 import { type System, startSystem } from "../support/system.ts";
-import { type LambdaPackage, packageFunctions, type Resource } from "./lambda-package.ts";
+import { type FunctionProperties, type LambdaPackage, packageFunctions, type Resource } from "./lambda-package.ts";
 import { type Invocation, type LambdaFunction, startFunction } from "./lambda-runtime.ts";
 import { app as jobs } from "./workers/app.ts";
 
@@ -30,7 +32,7 @@ const config = `
   system_account: SYS
   no_auth_user: test
 `;
-const patience = { timeout: 60_000 }; // they go side by side
+const patience = { timeout: 60_000 }; // where they go side by side
 const order = { orderId: "1", card: "tok_visa", cents: 4200 };
 
 let deployed: LambdaPackage;
@@ -140,12 +142,39 @@ describe("the template", () => {
     expect(Variables).toEqual(name === "http" ? { ...login, SORTIE_PUBLISH_TOKEN: publishToken, ...closed } : login);
   });
 
+  test("is the same for AWS SAM, as the docs have it", () => {
+    const sam = samTemplate();
+    const { Globals, Resources } = sam;
+    const variablesOf = ({ Environment }: SamFunction) =>
+      Object.keys({ ...Globals.Function.Environment?.Variables, ...Environment?.Variables }).toSorted();
+    for (const name of ["Http", "Pull", "Release"]) {
+      const own = deployed.function(name.toLowerCase());
+      const ours = Resources[name]?.Properties as SamFunction;
+      const { CodeUri, Environment, ...common } = Globals.Function;
+      expect(`${CodeUri}/${ours.Handler}`).toBe(`../../${own.Handler}`);
+      const { Timeout, ReservedConcurrentExecutions } = ours;
+      expect(own).toMatchObject(JSON.parse(JSON.stringify({ Timeout, ReservedConcurrentExecutions, ...common })));
+      expect(variablesOf(ours)).toEqual(Object.keys(own.Environment.Variables).toSorted());
+      const once = { MaximumRetryAttempts: 0, MaximumEventAgeInSeconds: 60 };
+      const tick = { Type: "ScheduleV2", Properties: { ScheduleExpression: "rate(1 minute)", RetryPolicy: once } };
+      const scheduled = { EventInvokeConfig: once, Events: { Tick: tick } };
+      expect(ours).toMatchObject(name === "Http" ? { FunctionUrlConfig: { AuthType: "NONE" } } : scheduled);
+    }
+    const alarms = Object.entries(Resources).filter(([, { Type }]) => Type === "AWS::CloudWatch::Alarm");
+    const renamed = JSON.parse(JSON.stringify(alarms).replaceAll(/(Http|Pull|Release)"\}/g, '$1LambdaFunction"}'));
+    expect(Object.fromEntries(renamed)).toEqual(
+      Object.fromEntries(
+        Object.entries(deployed.resources).filter(([, { Type }]) => Type === "AWS::CloudWatch::Alarm"),
+      ),
+    );
+  });
+
   test("the archive has the bundle and nothing else", () => {
     expect(deployed.files).toEqual(["build/lambda/lambda.cjs"]);
   });
 });
 
-describe.concurrent("http", patience, () => {
+describe("http", () => {
   test("publishes what the function URL hands it, and again after a freeze", async () => {
     await using system = await startSystem(app, { config });
     await using http = await start("http", system.server.url);
@@ -223,61 +252,7 @@ describe.concurrent("http", patience, () => {
   });
 });
 
-describe.concurrent("an instance that was frozen", patience, () => {
-  test("for longer than the server waits for its pings loses no message, and no time", async () => {
-    await using system = await startSystem(app, { config: `${config}\nping_interval: "1s"\nping_max: 1` });
-    await using http = await start("http", system.server.url);
-    await using pull = await start("pull", system.server.url);
-    expect((await pull.invoke(scheduledEvent)).error).toBeUndefined();
-    expect(answerOf(await http.invoke(urlEvent("orders.placed", order))).status).toBe(202);
-    await expect.poll(() => functionConnections(system)).toBe(0); // given up by the server
-
-    expect(answerOf(await http.invoke(urlEvent("orders.placed", { ...order, orderId: "2" }))).status).toBe(202);
-    const handled = await pull.invoke(scheduledEvent);
-    expect(reportOf(handled, "billing")).toMatchObject({ pulled: 2, acked: 2 });
-    expect(handled.log).not.toContain('"attempt":2');
-    expect(await billingOn(system)).toEqual({ delivered: 2, acked: 2, unsettled: 0, waiting: 0, pulls: 0 });
-  });
-
-  test("while its network forgot it replaces its connection, and loses no message", async () => {
-    await using system = await startSystem(app, { config });
-    await using proxy = await startProxy(system.server.url);
-    await using http = await start("http", proxy.url);
-    await using pull = await start("pull", proxy.url);
-    expect((await pull.invoke(scheduledEvent)).error).toBeUndefined();
-    expect(answerOf(await http.invoke(urlEvent("orders.placed", order))).status).toBe(202);
-    proxy.forget();
-    await sleep(1_050); // no longer used a moment ago
-
-    expect(answerOf(await http.invoke(urlEvent("orders.placed", { ...order, orderId: "2" }))).status).toBe(202);
-    const handled = await pull.invoke(scheduledEvent);
-    expect(reportOf(handled, "billing")).toMatchObject({ pulled: 2, acked: 2 });
-    expect(handled.log).not.toContain('"attempt":2');
-    expect(await billingOn(system)).toEqual({ delivered: 2, acked: 2, unsettled: 0, waiting: 0, pulls: 0 });
-  });
-
-  test("closes its connection when it is told to go", async () => {
-    const monitor = await monitoring();
-    await using system = await startSystem(jobs, monitor);
-    await using folder = await mkdtempDisposable(join(tmpdir(), "sortie-function-"));
-    await bundleFunction("kept.ts", folder.path);
-    const settings = { NATS_URL: system.server.url, SORTIE_PUBLISH_TOKEN: publishToken };
-    await using http = await startFunction(
-      folder.path,
-      { ...deployed.function("http"), Handler: "kept.http" },
-      settings,
-    );
-    expect(answerOf(await http.invoke(urlEvent("jobs.do", { n: 1 }))).status).toBe(202);
-    expect((await monitor.connections()).length).toBe(1);
-    const { pid = 0 } = http;
-    process.kill(pid, "SIGTERM");
-    process.kill(pid, "SIGCONT");
-    await expect.poll(() => monitor.connections()).toEqual([]);
-    expect(http.pid).toBe(pid); // it is still there: this function listens as well
-  });
-});
-
-describe.concurrent("pull", patience, () => {
+describe("pull", () => {
   test("handles, retries and dead-letters as the server bears out, and again after a freeze", async () => {
     await using system = await startSystem(app, { config });
     await using pull = await start("pull", system.server.url);
@@ -361,7 +336,7 @@ describe.concurrent("pull", patience, () => {
   });
 });
 
-describe.concurrent("release", patience, () => {
+describe("release", () => {
   test("counts the reminders that the server holds, until the server has released them", async () => {
     await using system = await startSystem(app, { config });
     await using pull = await start("pull", system.server.url);
@@ -382,7 +357,7 @@ describe.concurrent("release", patience, () => {
   });
 });
 
-describe.concurrent("release, where the server releases nothing by itself,", patience, () => {
+describe("release, where the server releases nothing by itself,", () => {
   test("releases what is due, and leaves the rest to the next one", async () => {
     await using system = await startSystem(app, { config, binary: programOf("2.10") });
     await using pull = await start("pull", system.server.url);
@@ -400,6 +375,60 @@ describe.concurrent("release, where the server releases nothing by itself,", pat
     expect(await firstOn(system, "orders.reminder")).toEqual({ orderId: "1" });
     expect(await releasedNow()).toEqual({ ORDERS: 0, IMAGES: 0 });
     expect(reportOf(await pull.invoke(scheduledEvent), "reminders")).toMatchObject({ pulled: 1, acked: 1 });
+  });
+});
+
+describe.concurrent("an instance that was frozen", patience, () => {
+  test("for longer than the server waits for its pings loses no message, and no time", async ({ expect }) => {
+    await using system = await startSystem(app, { config: `${config}\nping_interval: "1s"\nping_max: 2` });
+    await using http = await start("http", system.server.url);
+    await using pull = await start("pull", system.server.url);
+    expect((await pull.invoke(scheduledEvent)).error).toBeUndefined();
+    expect(answerOf(await http.invoke(urlEvent("orders.placed", order))).status).toBe(202);
+    await expect.poll(() => functionConnections(system)).toBe(0); // given up by the server
+
+    expect(answerOf(await http.invoke(urlEvent("orders.placed", { ...order, orderId: "2" }))).status).toBe(202);
+    const handled = await pull.invoke(scheduledEvent);
+    expect(reportOf(handled, "billing")).toMatchObject({ pulled: 2, acked: 2 });
+    expect(handled.log).not.toContain('"attempt":2');
+    expect(await billingOn(system)).toEqual({ delivered: 2, acked: 2, unsettled: 0, waiting: 0, pulls: 0 });
+  });
+
+  test("while its network forgot it replaces its connection, and loses no message", async ({ expect }) => {
+    await using system = await startSystem(app, { config });
+    await using proxy = await startProxy(system.server.url);
+    await using http = await start("http", proxy.url);
+    await using pull = await start("pull", proxy.url);
+    expect((await pull.invoke(scheduledEvent)).error).toBeUndefined();
+    expect(answerOf(await http.invoke(urlEvent("orders.placed", order))).status).toBe(202);
+    proxy.forget();
+    await sleep(1_050); // no longer used a moment ago
+
+    expect(answerOf(await http.invoke(urlEvent("orders.placed", { ...order, orderId: "2" }))).status).toBe(202);
+    const handled = await pull.invoke(scheduledEvent);
+    expect(reportOf(handled, "billing")).toMatchObject({ pulled: 2, acked: 2 });
+    expect(handled.log).not.toContain('"attempt":2');
+    expect(await billingOn(system)).toEqual({ delivered: 2, acked: 2, unsettled: 0, waiting: 0, pulls: 0 });
+  });
+
+  test("closes its connection when it is told to go", async ({ expect }) => {
+    const monitor = await monitoring();
+    await using system = await startSystem(jobs, monitor);
+    await using folder = await mkdtempDisposable(join(tmpdir(), "sortie-function-"));
+    await bundleFunction("kept.ts", folder.path);
+    const settings = { NATS_URL: system.server.url, SORTIE_PUBLISH_TOKEN: publishToken };
+    await using http = await startFunction(
+      folder.path,
+      { ...deployed.function("http"), Handler: "kept.http" },
+      settings,
+    );
+    expect(answerOf(await http.invoke(urlEvent("jobs.do", { n: 1 }))).status).toBe(202);
+    expect((await monitor.connections()).length).toBe(1);
+    const { pid = 0 } = http;
+    process.kill(pid, "SIGTERM");
+    process.kill(pid, "SIGCONT");
+    await expect.poll(() => monitor.connections()).toEqual([]);
+    expect(http.pid).toBe(pid); // it is still there: this function listens as well
   });
 });
 
@@ -450,6 +479,22 @@ describe("with three seconds left and a peer that", () => {
     expectNoSecret(...ended);
   });
 });
+
+interface SamFunction extends Partial<Omit<FunctionProperties, "Environment">> {
+  CodeUri?: string;
+  Environment?: { Variables: Record<string, unknown> };
+}
+
+/** The template of the docs, read by the YAML parser that comes with osls. */
+function samTemplate() {
+  const require = createRequire(createRequire(import.meta.url).resolve("osls/package.json"));
+  const { load } = require("js-yaml") as { load(text: string): unknown };
+  const file = new URL("../../docs/deploy/aws-lambda.sam.yaml", import.meta.url);
+  return load(readFileSync(file, "utf8")) as {
+    Globals: { Function: SamFunction };
+    Resources: Record<string, Resource>;
+  };
+}
 
 /** Starts a function of the deployment with its own settings, but for where the server is, and `others`. */
 function start(
