@@ -1,11 +1,11 @@
 import { createHash, createHmac, type Hash, type Hmac } from "node:crypto";
 import { once } from "node:events";
 import { createServer, type IncomingMessage } from "node:http";
-import { createRequire } from "node:module";
 import type { AddressInfo } from "node:net";
 import { text } from "node:stream/consumers";
 import { afterEach, expect, it, vi } from "vitest";
 import { selfInvoke } from "../../src/adapters/self-invoke.ts";
+import { packageOfOsls } from "../support/osls.ts";
 
 const credentials = { accessKeyId: "AKIDEXAMPLE", secretAccessKey: "a+secret/key", sessionToken: "a/token==" };
 const report = { ms: 1, consumers: [] };
@@ -73,8 +73,7 @@ interface SignatureV4 {
 
 /** What the SDK that comes with osls makes of the same request. */
 async function signedBySdk(headers: IncomingMessage["headers"], body: string): Promise<string | undefined> {
-  const require = createRequire(createRequire(import.meta.url).resolve("osls/package.json"));
-  const sdk = require("@smithy/signature-v4") as { SignatureV4: new (options: object) => SignatureV4 };
+  const sdk = packageOfOsls("@smithy/signature-v4") as { SignatureV4: new (options: object) => SignatureV4 };
   const signer = new sdk.SignatureV4({ credentials, region: "eu-central-1", service: "lambda", sha256: Sha256 });
   const { host, "x-amz-date": time = "", "x-amz-invocation-type": type } = headers;
   const signingDate = new Date(`${time}`.replace(/(....)(..)(.....)(..)(..Z)/, "$1-$2-$3:$4:$5"));

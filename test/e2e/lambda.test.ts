@@ -1,6 +1,5 @@
 import { readFileSync } from "node:fs";
 import { mkdtempDisposable } from "node:fs/promises";
-import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -13,6 +12,7 @@ import { disconnect } from "../../src/nats/connection.ts";
 import { createSchedules } from "../../src/schedule/schedules.ts";
 import { bundleFunction } from "../support/bundle.ts";
 import { monitoring } from "../support/monitoring.ts";
+import { packageOfOsls } from "../support/osls.ts";
 import { silent, startPeer, startProxy, upgradesOnly } from "../support/peers.ts";
 import { programOf } from "../support/servers.ts";
 import { type System, startSystem } from "../support/system.ts";
@@ -487,8 +487,7 @@ interface SamFunction extends Partial<Omit<FunctionProperties, "Environment">> {
 
 /** The template of the docs, read by the YAML parser that comes with osls. */
 function samTemplate() {
-  const require = createRequire(createRequire(import.meta.url).resolve("osls/package.json"));
-  const { load } = require("js-yaml") as { load(text: string): unknown };
+  const { load } = packageOfOsls("js-yaml") as { load(text: string): unknown };
   const file = new URL("../../docs/deploy/aws-lambda.sam.yaml", import.meta.url);
   return load(readFileSync(file, "utf8")) as {
     Globals: { Function: SamFunction };
