@@ -61,20 +61,33 @@ describe.concurrent("a connection that is kept", () => {
     await expect.poll(() => system.seen()).toEqual([]);
   });
 
-  it("costs a publish one flight, and one more where it was idle", async ({ expect }) => {
-    await using system = await startSystem(app);
-    await using stretch = await startStretch(system.server.url, 10);
-    const kept = keepConnection((ms) => connect({ url: stretch.url }, ms), 60_000);
-    const flightsOf = async () => {
-      const before = stretch.flights;
-      await publishOver(kept.connect);
-      return stretch.flights - before;
-    };
-    expect(await flightsOf()).toBe(2); // the upgrade; without what TCP and TLS take
-    expect(await flightsOf()).toBe(1);
-    await idle();
-    expect(await flightsOf()).toBe(2);
-    await kept.end();
+  it("costs a publish, or a pull, one flight, and one more where it was idle", async ({ expect }) => {
+    let arrived = () => {};
+    const telling = createApp({ streams: [jobs, dead] }).on(doing, () => arrived());
+    await using system = await startSystem(telling);
+    await using stretch = await startStretch(system.server.url, 30);
+    for (const way of ["publish", "pull"]) {
+      const kept = keepConnection((ms) => connect({ url: stretch.url }, ms), 60_000);
+      const flightsOf = async () => {
+        const before = stretch.flights;
+        if (way === "publish") {
+          await publishOver(kept.connect);
+          return stretch.flights - before;
+        }
+        let first = 0;
+        arrived = () => {
+          first ||= stretch.flights - before;
+        };
+        await system.publish("jobs.do", { n: 1 });
+        await system.invoke({ connect: kept.connect });
+        return first;
+      };
+      expect([way, await flightsOf()]).toEqual([way, 2]); // the upgrade; without what TCP and TLS take
+      await expect.poll(flightsOf, { message: way, interval: 1 }).toBe(1); // as soon as one comes right after another
+      await idle();
+      expect([way, await flightsOf()]).toEqual([way, 2]);
+      await kept.end();
+    }
   });
 
   it("is replaced where its peer has vanished without a word, and is not waited for", async ({ expect }) => {

@@ -7,6 +7,12 @@ export function bundleWorker(file: string): Promise<string> {
   return bundle(`e2e/workers/${file}`, { platform: "browser", conditions: ["workerd", "worker", "browser"] });
 }
 
+/** Bundles a Lambda function of test/e2e/functions into `folder`, as the sample is. */
+export async function bundleFunction(file: string, folder: string): Promise<void> {
+  const outfile = join(folder, file.replace(/\.ts$/, ".cjs"));
+  await bundle(`e2e/functions/${file}`, { platform: "node", format: "cjs", outfile, write: true });
+}
+
 const programs = new Map<string, Promise<unknown>>();
 
 /**

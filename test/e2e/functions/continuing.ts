@@ -1,0 +1,4 @@
+import { selfInvoke, serve } from "sortie/aws-lambda";
+import { app } from "../workers/app.ts";
+
+export const { pull } = serve(app, { onMore: selfInvoke() });
