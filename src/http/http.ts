@@ -221,7 +221,8 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     if (c.req.header("Authorization") === undefined) return c.json({ status: "ok" });
     await admission.byToken(c, "run");
     const health = await connected(c, (connection, leftMs) => healthOf(connection, app, leftMs()));
-    return c.json(health, health.status === "ok" ? 200 : 503);
+    if (health.status === "ok") return c.json(health);
+    return c.json(health, 503, { "Retry-After": "30" });
   });
   http.get("/openapi.json", async (c) => {
     await admission.byAnyToken(c);
