@@ -319,6 +319,13 @@ describe("no way around", () => {
       400,
     ],
     [
+      "a key of a message without one",
+      "POST",
+      "/publish/notes.x",
+      { ...headers, "Idempotency-Key": "ORDERS.1000" },
+      400,
+    ],
+    [
       "a key of a release",
       "POST",
       "/publish/notes.x",
