@@ -5,7 +5,7 @@ import { consumerInfo } from "../nats/consumer-info.ts";
 import { within } from "../nats/within.ts";
 
 /** How a stream of the app is; only `error` where it could not be seen. */
-export interface StreamHealth {
+interface StreamHealth {
   readonly name: string;
   readonly messages?: number;
   readonly bytes?: number;
@@ -13,7 +13,7 @@ export interface StreamHealth {
 }
 
 /** How a consumer of the app is. */
-export interface ConsumerHealth {
+interface ConsumerHealth {
   readonly stream: string;
   readonly name: string;
   /** Messages that it has to deliver, or to be told about. */

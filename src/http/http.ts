@@ -53,9 +53,6 @@ export interface HttpOptions extends AdmissionOptions, Pick<SurfaceOptions, "cor
 
 const maxRequestMs = 10_000;
 
-/** The ids that Sortie derives for messages of its own: whoever took one first would have them taken for duplicates. */
-const derived = /^(sortie\.|[^.]+\.[^.]+\.\d+\.\d+\.)/i;
-
 /**
  * The HTTP surface of an app: `POST /publish/{subject}`, with `?delay=30s` or `?at=<RFC 3339>` for later, `/schedules` for those
  * who look after what is released later, `POST /run/{consumer}` and `POST /release` for whoever has a clock, and `GET /health`
@@ -132,6 +129,15 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     const given = c.req.header("Idempotency-Key");
     const key = given === undefined ? undefined : ownId("Idempotency-Key", given);
     return { stream, key, when: whenOf(delay, at), payload: await payload() };
+  }
+
+  /** An id that a caller may give its message: none that Sortie derives, or the message it is for would be a duplicate. */
+  function ownId(header: string, id: string): string {
+    if (!isVisible(id)) throw malformed(`Expected ${header} to have 1 to 255 visible ASCII characters without spaces`);
+    const derived = ["sortie", ...app.streams.map(({ name }) => name)].find((name) => id.startsWith(`${name}.`));
+    if (derived !== undefined)
+      throw malformed(`Expected ${header} not to begin with "${derived}.", as Sortie's own do`);
+    return id;
   }
 
   http.post("/publish/:subject", async (c) => {
@@ -221,7 +227,8 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     if (c.req.header("Authorization") === undefined) return c.json({ status: "ok" });
     await admission.byToken(c, "run");
     const health = await connected(c, (connection, leftMs) => healthOf(connection, app, leftMs()));
-    return c.json(health, health.status === "ok" ? 200 : 503);
+    if (health.status === "ok") return c.json(health);
+    return c.json(health, 503, { "Retry-After": "30" });
   });
   http.get("/openapi.json", async (c) => {
     await admission.byAnyToken(c);
@@ -281,13 +288,6 @@ function assertJson(c: Context): void {
   const type = c.req.header("Content-Type") ?? "none";
   if (/^application\/(.+\+)?json(;|$)/i.test(type)) return;
   throw new RequestError("unsupported-media-type", `Expected Content-Type application/json, got ${type}`);
-}
-
-/** An id that a caller may give its message. */
-function ownId(header: string, id: string): string {
-  if (!isVisible(id)) throw malformed(`Expected ${header} to have 1 to 255 visible ASCII characters without spaces`);
-  if (derived.test(id)) throw malformed(`Expected ${header} to be none of the ids that Sortie derives itself`);
-  return id;
 }
 
 /** When a message is to be released; undefined for at once. */

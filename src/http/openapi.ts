@@ -21,7 +21,7 @@ const parameter = (where: string, name: string, description: string, schema: Jso
   ...(where === "path" && { required: true }),
 });
 
-const always: ProblemCode[] = ["unauthorized", "forbidden", "too-many-requests", "not-configured"];
+const always: ProblemCode[] = ["invalid-request", "unauthorized", "forbidden", "too-many-requests", "not-configured"];
 
 /** One operation: what it is called, what it answers with, and the problems that are its own. */
 function operation(
@@ -58,9 +58,9 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
     parameter("query", "delay", "Released so much later: milliseconds, or as in 30s"),
     parameter("query", "at", "Released then", { type: "string", format: "date-time" }),
   ];
-  const stream = parameter("query", "stream", "Which, where two streams have one of this name", {
-    enum: streams.map((one) => one.name),
-  });
+  const streamOf = (names: readonly string[]) =>
+    parameter("query", "stream", "Which, where two streams have one of this name", { ...text, enum: names });
+  const stream = streamOf(streams.filter(({ schedules }) => schedules !== false).map(({ name }) => name));
   const stored = object({ stream: text, sequence: { type: "integer" }, duplicate: { type: "boolean" } }, "stream");
   const scheduled = object({ schedule: ref("schemas", "Schedule") }, "schedule");
 
@@ -78,10 +78,7 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
       `publish${at}`,
       `Publishes a message to ${subject}`,
       [202, "It is stored", { anyOf: [stored, scheduled] }],
-      [
-        ...(["invalid-request", "unknown-subject", "payload-too-large", "unsupported-media-type"] as const),
-        "invalid-payload",
-      ],
+      ["unknown-subject", "payload-too-large", "unsupported-media-type", "invalid-payload"],
       {
         security: [{ bearer: [] }, { webhook: [] }],
         parameters: [...wild, key, ...(isTimed ? later : [])],
@@ -94,7 +91,7 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
   const run = (path: string, what: string, more: Json, ...problems: ProblemCode[]) => {
     const id = path === "/release" ? "release" : "run";
     const done = [200, "Its report"] as const;
-    const both: readonly ProblemCode[] = ["invalid-request", "invocation-failed", "method-not-allowed", ...problems];
+    const both: readonly ProblemCode[] = ["invocation-failed", "method-not-allowed", ...problems];
     return {
       post: operation(id, what, done, both, more),
       get: operation(`${id}ByCron`, `${what}, for CRON_SECRET alone`, done, both, more),
@@ -103,7 +100,7 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
   const consumers = [...new Set(bindings.map(({ consumer }) => consumer.name))];
   const named = [
     parameter("path", "consumer", "Its name", { ...text, ...(consumers.length > 0 && { enum: consumers }) }),
-    stream,
+    streamOf([...new Set(bindings.map(({ consumer }) => consumer.stream.name))]),
   ];
   const one = [parameter("path", "id", "The schedule's id"), stream];
   const change = (what: string, problems: readonly ProblemCode[]) =>
@@ -111,7 +108,7 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
       `${what}Schedule`,
       `${what} a schedule`,
       [200, "What became of it", object({ id: text, result: text }, "id", "result")],
-      ["invalid-request", "schedule-unknown", ...problems],
+      ["schedule-unknown", ...problems],
       { parameters: one },
     );
   const data = { description: "What its subject's schema takes" };
@@ -130,7 +127,7 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
           "listSchedules",
           "Those that wait",
           [200, "A page", object({ schedules: { type: "array", items: ref("schemas", "Schedule") }, next: text })],
-          ["invalid-request"],
+          [],
           {
             parameters: [
               stream,
@@ -145,7 +142,7 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
           "schedule",
           "Schedules a message, once or time and again",
           [201, "It is made", scheduled],
-          ["invalid-request", "unknown-subject", "payload-too-large", "unsupported-media-type", "schedule-refused"],
+          ["unknown-subject", "payload-too-large", "unsupported-media-type", "schedule-refused"],
           {
             requestBody: {
               required: true,

@@ -1,6 +1,6 @@
 import type { Context } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
-import { type ErrorCode, InvalidPayloadError, SortieError } from "../errors.ts";
+import { type ErrorCode, InvalidPayloadError, SortieError, textOf } from "../errors.ts";
 import { isDenied } from "../nats/denied.ts";
 import { isConnectionLost, isNoResponders, isTimeout } from "../nats/jetstream.ts";
 
@@ -69,10 +69,16 @@ export function typeOf(code: ProblemCode): string {
   return `urn:sortie:problem:${code}`;
 }
 
-/** An RFC 9457 answer. `type` is stable; `detail` is for the person who reads it. */
-export function problem(c: Context, code: ProblemCode, detail: string, more: Record<string, unknown> = {}) {
+/** An RFC 9457 answer. `type` is stable; `detail` is for the person who reads it, and `logged` for whoever reads the log. */
+export function problem(
+  c: Context,
+  code: ProblemCode,
+  detail: string,
+  { logged = detail, ...more }: { logged?: string; errors?: unknown } = {},
+) {
   const { status, title, retryAfter } = problems[code] ?? internal;
-  if (status >= 500) console.error(JSON.stringify({ event: "problem", status, type: code, path: c.req.path, detail }));
+  if (status >= 500)
+    console.error(JSON.stringify({ event: "problem", status, type: code, path: c.req.path, detail: logged }));
   if (retryAfter) c.header("Retry-After", `${Math.round(retryAfter * (1 + Math.random()))}`);
   if (code === "unauthorized") c.header("WWW-Authenticate", 'Bearer realm="sortie"');
   c.header("Content-Type", "application/problem+json");
@@ -100,11 +106,18 @@ export function problemOf(c: Context, error: unknown) {
     if (error.retryAfter) c.header("Retry-After", `${error.retryAfter}`);
     return problem(c, error.code, error.message);
   }
+  if (error instanceof SortieError && error.code === "connection-failed") {
+    // where NATS is, and how one logs in there, is nothing to callers
+    const detail = "NATS did not take the connection; the function's log says why";
+    return problem(c, error.code, detail, { logged: error.message });
+  }
   if (error instanceof SortieError && problems[error.code]) return problem(c, error.code, error.message);
-  // the client's own, where nobody has put it into our words: they tell of addresses and subjects
-  if (isTimeout(error) || isNoResponders(error)) return problem(c, "timed-out", "Try again");
-  if (isConnectionLost(error)) return problem(c, "connection-lost", "Try again");
-  if (isDenied(error)) return problem(c, "permission-denied", "The server refuses this login what is needed for it");
+  // the client's own, where nobody has put it into our words
+  const logged = textOf(error);
+  if (isTimeout(error) || isNoResponders(error)) return problem(c, "timed-out", "Try again later", { logged });
+  if (isConnectionLost(error)) return problem(c, "connection-lost", "Try again later", { logged });
+  if (isDenied(error))
+    return problem(c, "permission-denied", "The server refuses this login what is needed here", { logged });
   console.error(error);
   return problem(c, "internal", "The function's log has the error");
 }

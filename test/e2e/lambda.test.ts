@@ -473,7 +473,7 @@ describe("with three seconds left and a peer that", () => {
     }
     expect(answerOf(answered)).toMatchObject({
       status: 503,
-      body: { detail: expect.stringContaining(hostOf(peer.url)) },
+      body: { type: "urn:sortie:problem:connection-failed" },
     });
     for (const { ms } of ended) expect(ms).toBeLessThan(3_000);
     expectNoSecret(...ended);

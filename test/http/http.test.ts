@@ -286,6 +286,7 @@ describe("POST /publish/{subject}", () => {
     const started = Date.now();
     const { status, answer, headers } = await post({ http: httpWith({ url: peer.url }) });
     expect({ status, type: answer.type }).toEqual({ status: 503, type: "urn:sortie:problem:connection-failed" });
+    expect(answer.detail).not.toContain(new URL(peer.url).host);
     expect(headers.get("Retry-After")).toMatch(/^([5-9]|10)$/); // not the same for all callers, who would be back at once
     expect(Date.now() - started).toBeLessThan(2_000);
   });
