@@ -27,11 +27,13 @@ describe.skipIf(process.env.CHAOS !== "full")("permissions", () => {
     expect(result).toEqual({ wrong: [], refused: [], unused: [] });
   });
 
-  it.for(systems)("of %s, on %s, are the least: without one it fails", { timeout: 1_800_000 }, async (system) => {
+  // minutes each: of older servers it is enough that all are made use of
+  const newest = systems.filter(([, version]) => version === "newest");
+
+  it.for(newest)("of %s, on %s, are the least: without one it fails", { timeout: 1_800_000 }, async (system) => {
     const [, version, exports, samples] = system;
     const definitions = collect("app", exports);
-    const logins = planPermissions(definitions, version === "newest" ? {} : { version });
-    const all = logins.flatMap(({ role, publish, subscribe }) =>
+    const all = planPermissions(definitions).flatMap(({ role, publish, subscribe }) =>
       [...publish, ...subscribe].map(({ subject }) => ({ role, subject })),
     );
     const dispensable: string[] = [];
