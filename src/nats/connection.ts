@@ -59,6 +59,7 @@ export async function connect(options: ServerOptions, ms: number): Promise<Conne
   const failed: { server: Server; error: unknown }[] = [];
   for (const [n, server] of servers.entries()) {
     const share = n === 0 ? ms / servers.length : left() / (servers.length - n);
+    if (n > 0 && share <= 0) break; // the process was held up
     try {
       return await dial(server, options, share);
     } catch (error) {
