@@ -21,6 +21,8 @@ export async function startWorker(options: {
   script?: string;
   /** Queues that it sends to by a binding each, and takes one message at a time from. @default none */
   queues?: Record<string, string>;
+  /** Classes of Durable Objects, by their bindings. @default none */
+  durableObjects?: Record<string, string>;
   /** @default a free one */
   port?: number;
   onLog?: (line: string) => void;
@@ -37,6 +39,12 @@ export async function startWorker(options: {
     bindings: { ...workerOptions.bindings, ...options.bindings },
     queueProducers: queues,
     queueConsumers: Object.fromEntries(Object.values(queues).map((queue) => [queue, oneByOne])),
+    durableObjects: Object.fromEntries(
+      Object.entries(options.durableObjects ?? {}).map(([binding, className]) => [
+        binding,
+        { className, useSQLite: true },
+      ]),
+    ),
     host: "127.0.0.1",
     port: options.port ?? 0,
     cf: false,
