@@ -28,7 +28,8 @@ export async function startWorker(options: {
   onLog?: (line: string) => void;
 }): Promise<LocalWorker> {
   const config = unstable_readConfig({ config: configPath });
-  const { workerOptions } = unstable_getMiniflareWorkerOptions(config);
+  // secrets are given as bindings: wrangler would look for them here, and say that they are missing
+  const { workerOptions } = unstable_getMiniflareWorkerOptions({ ...config, secrets: undefined });
   const { queues = {} } = options;
   const oneByOne = { maxBatchSize: 1, maxBatchTimeout: 0 };
   const miniflare = new Miniflare({

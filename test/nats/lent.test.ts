@@ -107,6 +107,7 @@ describe.concurrent("a connection that is lent", () => {
     const version = "info" in about ? about.info.version : "";
     const [idle, other] = [await lender.session(version), await borrowing(lender)];
     await idle.send([{ subscribe: 1, subject: "flood" }]);
+    await other.request("$JS.API.INFO", ""); // after it, over the same connection
     for (let n = 0; n < 60; n++) system.tcp.publish("flood", "x".repeat(1_000));
     await system.tcp.flush();
     await other.request("$JS.API.INFO", "");
