@@ -37,6 +37,8 @@ export default defineConfig({
     alias: [
       { find: /^sortie$/, replacement: src("index.ts") },
       { find: /^sortie\/(cloudflare|aws-lambda|fetch|node)$/, replacement: src("adapters/$1.ts") },
+      { find: /^sortie\/cloudflare\/hub$/, replacement: src("adapters/hub.ts") },
+      { find: "cloudflare:workers", replacement: src("../test/support/cloudflare-workers.ts") },
       { find: /^sortie\/testing$/, replacement: src("testing/index.ts") },
     ],
   },

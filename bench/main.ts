@@ -1,6 +1,8 @@
 // What `npm run bench` shows: Sortie beside the bare client and beside other queues, all of it measured in this run.
 import { parseArgs } from "node:util";
+import { bundle } from "./bundle.ts";
 import { fanOut } from "./fan-out.ts";
+import { hub } from "./hub.ts";
 import { limits } from "./limits.ts";
 import { linger } from "./linger.ts";
 import { memory } from "./memory.ts";
@@ -16,6 +18,8 @@ const sections: Record<string, (bench: Bench) => Promise<void>> = {
   "round-trips": roundTrips,
   linger,
   workerd,
+  bundle,
+  hub,
   memory,
   limits,
   queues,

@@ -21,12 +21,15 @@ export async function startWorker(options: {
   script?: string;
   /** Queues that it sends to by a binding each, and takes one message at a time from. @default none */
   queues?: Record<string, string>;
+  /** Classes of Durable Objects, by their bindings. @default none */
+  durableObjects?: Record<string, string>;
   /** @default a free one */
   port?: number;
   onLog?: (line: string) => void;
 }): Promise<LocalWorker> {
   const config = unstable_readConfig({ config: configPath });
-  const { workerOptions } = unstable_getMiniflareWorkerOptions(config);
+  // secrets are given as bindings: wrangler would look for them here, and say that they are missing
+  const { workerOptions } = unstable_getMiniflareWorkerOptions({ ...config, secrets: undefined });
   const { queues = {} } = options;
   const oneByOne = { maxBatchSize: 1, maxBatchTimeout: 0 };
   const miniflare = new Miniflare({
@@ -37,6 +40,12 @@ export async function startWorker(options: {
     bindings: { ...workerOptions.bindings, ...options.bindings },
     queueProducers: queues,
     queueConsumers: Object.fromEntries(Object.values(queues).map((queue) => [queue, oneByOne])),
+    durableObjects: Object.fromEntries(
+      Object.entries(options.durableObjects ?? {}).map(([binding, className]) => [
+        binding,
+        { className, useSQLite: true },
+      ]),
+    ),
     host: "127.0.0.1",
     port: options.port ?? 0,
     cf: false,

@@ -7,6 +7,7 @@ export type ErrorCode =
   | "connection-failed"
   | "connection-lost"
   | "timed-out"
+  | "overloaded"
   | "stream-missing"
   | "consumer-missing"
   | "stream-refused"

@@ -43,6 +43,11 @@ export interface ServeOptions<Env extends Settings = Settings> extends SurfaceOp
    */
   crons?: Readonly<Record<string, CronJob>>;
   /**
+   * `viaHub` of `sortie/cloudflare/hub`: all goes over the connection of a Durable Object.
+   * @default an invocation opens a connection of its own
+   */
+  hub?(env: Env, ms: number): Promise<Connection>;
+  /**
    * The time that one cron invocation may take; Workers end it after 15 minutes. @default "50s"; with `linger:
    * "until-budget"` "65s", so that under a cron of every minute the next one is there before this one leaves. Where the
    * server does not release schedules by itself (before 2.12) each invocation does, for as long, or 65 seconds
@@ -77,11 +82,15 @@ const afterlifeMs = 28_000;
 const longestMs = 15 * 60_000;
 
 /** The handlers of a Worker, for `export default`. */
-export interface WorkerHandlers {
-  fetch(request: Request, env: Settings, ctx: ExecutionContext): Promise<Response>;
-  scheduled(controller: { cron: string; scheduledTime: number }, env: Settings, ctx: ExecutionContext): Promise<void>;
+export interface WorkerHandlers<Env extends Settings = Settings> {
+  fetch(request: Request, env: Env, ctx: ExecutionContext): Promise<Response>;
+  scheduled(controller: { cron: string; scheduledTime: number }, env: Env, ctx: ExecutionContext): Promise<void>;
   /** Goes on with what other invocations left: each message's body is a place of `onMore`. */
-  queue(batch: { readonly messages: readonly { readonly body: unknown }[] }, env: Settings): Promise<void>;
+  queue(
+    batch: { readonly messages: readonly { readonly body: unknown }[] },
+    env: Env,
+    ctx: ExecutionContext,
+  ): Promise<void>;
 }
 
 /**
@@ -94,8 +103,18 @@ export interface WorkerHandlers {
  */
 export function serve<Env extends Settings = Settings>(
   app: App,
-  { linger = "drain", kick = false, plan = "paid", crons, onMore, rateLimit, cors, ...options }: ServeOptions<Env> = {},
-): WorkerHandlers {
+  {
+    linger = "drain",
+    kick = false,
+    plan = "paid",
+    hub,
+    crons,
+    onMore,
+    rateLimit,
+    cors,
+    ...options
+  }: ServeOptions<Env> = {},
+): WorkerHandlers<Env> {
   const { budget = linger === "until-budget" ? untilNextTickMs : "50s" } = options;
   const budgetMs = toMs(budget, "budget");
   assertPossible(plan, budgetMs);
@@ -108,7 +127,7 @@ export function serve<Env extends Settings = Settings>(
   const requests = new WeakMap<Context, Connect>();
   const http = createHttp(app, {
     connect: (c, ms) => {
-      const connect = connecting(c.env as Env);
+      const connect = connecting(c.env, () => c.executionCtx);
       requests.set(c, connect);
       return connect(ms);
     },
@@ -116,10 +135,18 @@ export function serve<Env extends Settings = Settings>(
     address: (c) => c.req.header("CF-Connecting-IP"), // which Cloudflare writes itself
     limit: limitOf,
     run: (c, due) => {
-      const how = { deadline: triggeredUntil(), connect: connecting(c.env as Env) };
+      const how = { deadline: triggeredUntil(), connect: connecting(c.env, () => c.executionCtx) };
       return reported(afterwards(c, invokeIn(c.env as Env, due, how)));
     },
-    release: (c) => afterwards(c, releaseOver(connecting(c.env as Env), triggeredUntil(), 0)),
+    release: (c) =>
+      afterwards(
+        c,
+        releaseOver(
+          connecting(c.env, () => c.executionCtx),
+          triggeredUntil(),
+          0,
+        ),
+      ),
     rateLimit,
     ...(cors && { cors }),
     ...(kick && { onPublished }),
@@ -131,8 +158,13 @@ export function serve<Env extends Settings = Settings>(
   }
 
   /** Opens the one connection of an invocation, for all that it does. */
-  function connecting(env: Env): Connect {
-    return shareConnection((ms) => connectWith(env, ms, { open: openUpgraded }));
+  function connecting(env: Env, ctx: () => Pick<ExecutionContext, "waitUntil">): Connect {
+    return shareConnection(async (ms) => {
+      if (!hub) return connectWith(env, ms, { open: openUpgraded });
+      const connection = await hub(env, ms);
+      ctx().waitUntil(connection.closed()); // what was said last would be lost with the invocation
+      return connection;
+    });
   }
 
   /** Over the connection of its request, which is kept for it. */
@@ -142,7 +174,7 @@ export function serve<Env extends Settings = Settings>(
     if (wanted.length === 0 || !connect) return;
     const deadline = began + afterlifeMs;
     const kept = connect(0); // it is open
-    const run = (due: readonly Binding[]) => reported(invokeIn(c.env as Env, due, { deadline, connect: () => kept }));
+    const run = (due: readonly Binding[]) => reported(invokeIn(c.env, due, { deadline, connect: () => kept }));
     c.executionCtx.waitUntil(kicks.kick(wanted, deadline, run).finally(() => kept.then(disconnect)));
   }
 
@@ -187,12 +219,12 @@ export function serve<Env extends Settings = Settings>(
 
   return {
     fetch: async (request, env, ctx) => http.fetch(request, env, ctx),
-    async scheduled({ cron }, env) {
+    async scheduled({ cron }, env, ctx) {
       const deadline = Date.now() + budgetMs;
       const { bindings: due, releases } = jobFor(cron);
-      const connect = connecting(env as Env);
+      const connect = connecting(env, () => ctx);
       const consuming =
-        due.length > 0 || !releases ? reported(invokeIn(env as Env, due, { deadline, linger, connect })) : undefined;
+        due.length > 0 || !releases ? reported(invokeIn(env, due, { deadline, linger, connect })) : undefined;
       // beside the consumers, until the next tick does: a Worker bills no waiting
       const releasing = releases ? releaseOver(connect, Date.now() + releaseMs, Infinity) : undefined;
       releasing?.catch(() => {}); // told at the end
@@ -202,11 +234,10 @@ export function serve<Env extends Settings = Settings>(
         await releasing;
       }
     },
-    async queue({ messages }, env) {
+    async queue({ messages }, env, ctx) {
       const places = messages.flatMap(({ body }) => placeIn(body) ?? []);
-      const connect = connecting(env as Env);
-      const goOn = (place: Place) =>
-        invokeIn(env as Env, bindings, { deadline: Date.now() + budgetMs, place, connect });
+      const connect = connecting(env, () => ctx);
+      const goOn = (place: Place) => invokeIn(env, bindings, { deadline: Date.now() + budgetMs, place, connect });
       await Promise.all(places.map((place) => reportedOnce(goOn(place))));
     },
   };

@@ -48,6 +48,7 @@ const problems: Partial<Record<ProblemCode, Problem>> = {
   "connection-failed": { status: 503, title: "NATS cannot be reached", retryAfter: 5 },
   "connection-lost": { status: 503, title: "The connection to NATS was lost", retryAfter: 1 },
   "timed-out": { status: 503, title: "NATS did not answer in time", retryAfter: 1 },
+  overloaded: { status: 503, title: "The hub has as much to do as it takes", retryAfter: 1 },
   "stream-refused": { status: 503, title: "The stream did not take the message", retryAfter: 5 },
   "permission-denied": { status: 503, title: "The function lacks a permission in NATS", retryAfter: 60 },
   "stream-missing": { status: 503, title: "The stream does not exist yet", retryAfter: 30 },

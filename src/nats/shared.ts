@@ -46,6 +46,10 @@ function handleOf(connection: Connection, left: () => void): Connection {
       get info() {
         return connection.info as NonNullable<Connection["info"]>;
       },
+      get confirmed() {
+        return connection.confirmed ?? Promise.resolve();
+      },
+      inboxPrefix: connection.inboxPrefix ?? "_INBOX",
       async close() {
         if (isClosed) return;
         isClosed = true;
@@ -53,7 +57,6 @@ function handleOf(connection: Connection, left: () => void): Connection {
         left();
       },
     },
-    connection.confirmed && { confirmed: connection.confirmed },
     { options: (connection as NatsConnection & { options?: object }).options ?? {} }, // the JetStream client looks at them
   );
 }

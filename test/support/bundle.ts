@@ -4,7 +4,8 @@ import { type BuildOptions, build } from "esbuild";
 
 /** Bundles a Worker of test/e2e/workers, as wrangler would. */
 export function bundleWorker(file: string): Promise<string> {
-  return bundle(`e2e/workers/${file}`, { platform: "browser", conditions: ["workerd", "worker", "browser"] });
+  const conditions = ["workerd", "worker", "browser"];
+  return bundle(`e2e/workers/${file}`, { platform: "browser", conditions, external: ["cloudflare:workers"] });
 }
 
 /** Bundles a Lambda function of test/e2e/functions into `folder`, as the sample is. */

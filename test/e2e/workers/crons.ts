@@ -8,9 +8,11 @@ const jobs = defineStream("JOBS", {
   maxAge: "1d",
 });
 const dead = defineStream("DEAD", { captures: ["dead.>"] });
-const consumer = <Filter extends "jobs.one" | "jobs.two" | "jobs.many">(name: string, filter: Filter) =>
-  defineConsumer(jobs, name, { filter, deadLetter: "dead.jobs" });
-const [one, two, many] = [consumer("one", "jobs.one"), consumer("two", "jobs.two"), consumer("many", "jobs.many")];
+const [one, two, many] = [
+  defineConsumer(jobs, "one", { filter: "jobs.one", deadLetter: "dead.jobs" }),
+  defineConsumer(jobs, "two", { filter: "jobs.two", deadLetter: "dead.jobs" }),
+  defineConsumer(jobs, "many", { filter: "jobs.many", deadLetter: "dead.jobs" }),
+];
 
 /** A message is a line in the log when it is handled. */
 export const app = createApp({ streams: [jobs, dead] })
