@@ -8,7 +8,7 @@ import type { LambdaPackage } from "./lambda-package.ts";
 import { type LambdaFunction, startFunction } from "./lambda-runtime.ts";
 
 /** A line of a function's log. */
-export interface Line {
+interface Line {
   readonly event: string;
   readonly [name: string]: unknown;
 }
