@@ -12,6 +12,7 @@ import type { Bench, Report } from "./report.ts";
 import { inRounds, median, quantile } from "./rounds.ts";
 
 const ways = { "through a hub": "/hub", "through four hubs": "/hubs", "a connection each": "/direct" };
+const together = 200; // a thousand sockets from one process are more than a local workerd takes
 const distances = [0, 10]; // ms away each way
 
 interface Figures {
@@ -28,7 +29,7 @@ interface Figures {
 /** What a hub saves: a handshake for each publish, and a connection for each. */
 export async function hub({ quick, report }: Bench): Promise<void> {
   const count = quick ? 200 : 1_000;
-  report.section("Hub", `${count} publishes over HTTP in workerd, all at once, and one after the other`);
+  report.section("Hub", `${count} publishes over HTTP in workerd, ${together} at a time, and one after the other`);
   const monitor = await monitoring();
   await using server = await startNatsServer({ config: `${monitor.config}\nmax_connections: 4096` });
   const nc = await wsconnect({ servers: server.url });
@@ -44,7 +45,7 @@ export async function hub({ quick, report }: Bench): Promise<void> {
       Object.entries(ways).map(([name, way]) => ({ name, run: () => counted(way) }));
     const [rounds, told] = [quick ? 1 : 3, (name: string, done: number) => report.progress(name, done)];
     const atOnce = await inRounds(
-      contenders((way) => publishAll(one, way, count, count)),
+      contenders((way) => publishAll(one, way, count, together)),
       rounds,
       told,
     );
@@ -98,7 +99,7 @@ async function publishAll(
   const took: number[] = [];
   let [left, failed, open, isOver] = [count, 0, 0, false];
   const watching = (async () => {
-    while (!isOver) open = Math.max(open, await openOnes(monitor));
+    while (!isOver) open = Math.max(open, await openOnes(monitor).catch(() => 0)); // a busy server may not say
   })();
   const [started, flownBefore] = [performance.now(), flown()];
   const publishing = Array.from({ length: together }, async () => {
@@ -140,7 +141,7 @@ function show(
   report.table(
     [
       `NATS ${2 * delayMs} ms away`,
-      "all at once: p50",
+      "at a time: p50",
       "p99",
       "all of it",
       "connections",

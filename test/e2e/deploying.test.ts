@@ -11,7 +11,7 @@ const blocks = (language: string) =>
 const run = promisify(execFile);
 
 it("its Worker with a hub deploys dry, and serves the Env that wrangler makes of the settings, as the sample does", {
-  timeout: 90_000,
+  timeout: 180_000, // wrangler starts twice
 }, async () => {
   const folder = ".cache/deploying";
   rmSync(folder, { recursive: true, force: true });
