@@ -1,4 +1,5 @@
 import { ConnectionFailedError, type ConnectionFailure } from "../errors.ts";
+import { permissionsHint } from "./denied.ts";
 import type { Login } from "./login.ts";
 import type { Server } from "./servers.ts";
 import { within } from "./within.ts";
@@ -95,7 +96,7 @@ export function afterUpgrade(error: unknown): unknown {
 export function refused(said: string, login: Login): Known {
   const what = `says "${said}"`;
   if (/permission/i.test(said))
-    return new Known({ reason: "permission", what, todo: "Allow this user to: without answers nothing can be done" });
+    return new Known({ reason: "permission", what, todo: `Allow this user to: ${permissionsHint}` });
   if (/authenti|authoriz|revoked/i.test(said))
     return new Known({ reason: "authentication", what, todo: login.hint(Date.now()) });
   if (/maximum|throttl/i.test(said)) {

@@ -32,10 +32,9 @@ export function inRandomOrder<T>(all: readonly T[], random: () => number = Math.
 function serverOf(text: string, setting: string): Server {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (!url || !["ws:", "wss:"].includes(url.protocol)) {
-    const got =
-      url?.host && !text.slice(url.protocol.length + 2).includes("@")
-        ? `${url.protocol}//${url.host}`
-        : "something that is no URL";
+    // where there is an @, what looks like its host may be a part of the password
+    const shown = text.includes("@") ? "…" : url?.host;
+    const got = url?.host ? `${url.protocol}//${shown}` : "something that is no URL";
     const commas = setting === "NATS_URL" ? "" : " A comma in a password is `%2C`.";
     throw new SortieError(
       "not-configured",

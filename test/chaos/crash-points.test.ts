@@ -62,6 +62,13 @@ const elsewhere = new Map([
   ["waiting for a leader", "one server leads always"],
   ["looking the consumers up", "only where a schedule comes again when the one before is handled"],
   ["looking for a stream", "only where nobody takes what is published"],
+  ["hearing what became of the log-in", "only after something has failed"],
+  ["looking why", "only where a server lets nobody in"],
+  ["waiting to connect again", "a hub does"],
+  ["logging in", "so does it"],
+  ["connecting to NATS", "and that"],
+  ["probing the connection", "and that"],
+  ["ending a session", "who uses it does"],
 ]);
 
 /** Those of which the source has the name apart from the wait. */

@@ -84,15 +84,29 @@ describe.concurrent("in workerd", () => {
 
   it("tells what is wrong with each, and leaves no socket behind", async ({ expect }) => {
     const quick = wrong.all.filter(({ slow }) => !slow); // the others are in worker.test.ts
+    // why is in the log, and nothing to callers; of one host one after the other, so that each has its line
+    const byHost = Map.groupBy(quick, ({ url }) => new URL(url).host);
     const told = await Promise.all(
-      quick.map(async ({ name, url }) => ({ name, ...(await publish({ NATS_URL: url })) })),
+      [...byHost].map(async ([host, all]) => {
+        const lines = () => logs.filter((line) => line.includes(host));
+        const seen = [];
+        for (const { name, url } of all) {
+          const before = lines().length;
+          const { type } = await publish({ NATS_URL: url });
+          await vi.waitFor(() => expect(lines().length).toBeGreaterThan(before));
+          seen.push({ name, type, why: lines().at(-1) });
+        }
+        return seen;
+      }),
     );
-    expect(told.map(({ name, type, detail }) => ({ name, type, detail }))).toEqual(
-      quick.map(({ name, says, workerdSays = says }) => ({
-        name,
-        type: "urn:sortie:problem:connection-failed",
-        detail: expect.stringMatching(workerdSays),
-      })),
+    expect(told.flat()).toEqual(
+      expect.arrayContaining(
+        quick.map(({ name, says, workerdSays = says }) => ({
+          name,
+          type: "urn:sortie:problem:connection-failed",
+          why: expect.stringMatching(workerdSays),
+        })),
+      ),
     );
     expect(JSON.stringify([told, logs])).not.toMatch(secrets);
     await expect.poll(() => wrong.open()).toBe(0);

@@ -63,7 +63,9 @@ describe.concurrent("a connection that is lent", () => {
     const { consumers } = await system.invoke({ connect: () => borrowing(lender) });
     expect(consumers).toMatchObject([{ pulled: 20, acked: 20, unconfirmed: 0, ended: "drained" }]);
     const connection = await borrowing(lender);
-    await expect(publish(connection, outgoing("jobs.secret"), 5_000)).rejects.toMatchObject({ code: "stream-refused" });
+    await expect(publish(connection, outgoing("jobs.secret"), 5_000)).rejects.toMatchObject({
+      code: "permission-denied",
+    });
     await expect(publish(connection, { ...outgoing("nobody.here"), stream: "" }, 1_000)).rejects.toMatchObject({
       code: "stream-missing",
     });

@@ -179,7 +179,12 @@ describe.concurrent("a login", () => {
       refused("sortie.schedule.ORDERS."),
     );
     expect(await as("pull").ask("GET", "/schedules")).toMatchObject(refused("$JS.API.STREAM.INFO.SORTIE_SCHEDULES"));
-    expect(await as("deaf").ask("POST", "/publish/orders.placed", order)).toMatchObject(refused("_INBOX.deaf."));
+    // why it cannot have its answers is in the log: what NATS says of a log-in is nothing to callers
+    expect(await as("deaf").ask("POST", "/publish/orders.placed", order)).toMatchObject({
+      status: 503,
+      answer: { type: "urn:sortie:problem:connection-failed" },
+    });
+    await expect(as("deaf").release(0)).rejects.toMatchObject(denied("_INBOX.deaf."));
     await expect(as("pull").release(0)).rejects.toMatchObject(denied("$JS.API.STREAM.INFO.SORTIE_SCHEDULES"));
     const { consumers } = await as("http").pull(0);
     expect(consumers.find(({ consumer }) => consumer === "billing")).toMatchObject({
