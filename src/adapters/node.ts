@@ -40,8 +40,10 @@ export interface Served extends AsyncDisposable {
 /** What `/run` and `/release` may take: whoever triggers them waits for an answer. */
 const requestMs = 25_000;
 
-/** A step that was over so soon had nothing to stay for, as while a breaker is open. */
-const soonMs = 1_000;
+/** Where an invocation has nothing to stay for, as while a breaker is open. */
+const pulledEachMs = 1_000;
+/** Where the server releases by itself, and a function only what comes again. */
+const lookedEachMs = 5_000;
 const signals = ["SIGTERM", "SIGINT"] as const;
 const [leastPauseMs, mostPauseMs] = [250, 15_000];
 
@@ -81,8 +83,8 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
       if (!leaving.signal.aborted) logJson({ event: "failed", error: textOf(error) });
       throw error;
     });
-  const working = bindings.length > 0 ? repeat(consume) : undefined;
-  const releasing = streams.some(({ schedules }) => schedules) ? repeat(releaseDue) : undefined;
+  const working = bindings.length > 0 ? repeat(consume, pulledEachMs) : undefined;
+  const releasing = streams.some(({ schedules }) => schedules) ? repeat(releaseDue, lookedEachMs) : undefined;
 
   async function releaseWithin(ms: number, lingerMs: number): Promise<ReleaseReport> {
     const deadline = Date.now() + ms;
@@ -97,16 +99,16 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
     }
   }
 
-  /** Until the process leaves; what fails is in the log, and is tried again. */
-  async function repeat(step: () => Promise<unknown>): Promise<void> {
+  /** Until the process leaves, not more often than each `idleMs`; what fails is in the log, and is tried again. */
+  async function repeat(step: () => Promise<unknown>, idleMs: number): Promise<void> {
     for (let failures = 0; !leaving.signal.aborted; ) {
       const began = Date.now();
       failures = await step().then(
         () => 0,
         () => failures + 1,
       );
-      const grown = Math.min(leastPauseMs * 2 ** failures, mostPauseMs);
-      const ms = failures > 0 ? grown * (0.5 + Math.random() / 2) : Date.now() - began < soonMs ? soonMs : 0;
+      const grown = Math.min(leastPauseMs * 2 ** failures, mostPauseMs) * (0.5 + Math.random() / 2);
+      const ms = Math.max(0, began + (failures > 0 ? grown : idleMs) - Date.now());
       await sleep(ms, undefined, { signal: leaving.signal }).catch(() => {});
     }
   }

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { connect as connectTcp } from "@nats-io/transport-node";
-import type { APIGatewayProxyResult, LambdaFunctionURLEvent, ScheduledEvent } from "aws-lambda";
+import type { APIGatewayProxyResult, LambdaFunctionURLEvent } from "aws-lambda";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { app } from "../../functions/app.ts";
 import type { ConsumerReport, InvocationReport } from "../../src/consume/report.ts";
@@ -16,8 +16,11 @@ import { packageOfOsls } from "../support/osls.ts";
 import { silent, startPeer, startProxy, upgradesOnly } from "../support/peers.ts";
 import { programOf } from "../support/servers.ts";
 import { type System, startSystem } from "../support/system.ts";
+import { startInLambda } from "./hosts.ts";
+import { scheduledEvent } from "./lambda-events.ts";
 import { type FunctionProperties, type LambdaPackage, packageFunctions, type Resource } from "./lambda-package.ts";
 import { type Invocation, type LambdaFunction, startFunction } from "./lambda-runtime.ts";
+import { sample } from "./sample.ts";
 import { app as jobs } from "./workers/app.ts";
 
 const password = "the-password-of-nats";
@@ -193,27 +196,6 @@ describe("http", () => {
     expect(stored?.json()).toMatchObject(order);
     expect(stored?.header.get("Nats-Msg-Id")).toBe("order-1");
     expect((await system.jsm.streams.info("ORDERS")).state.messages).toBe(2);
-  });
-
-  test("refuses a wrong token and a payload that does not fit, and stores neither", async () => {
-    await using system = await startSystem(app, { config });
-    await using http = await start("http", system.server.url);
-
-    const stranger = await http.invoke(urlEvent("orders.placed", order, { authorization: "Bearer a-guess" }));
-    expect(answerOf(stranger)).toMatchObject({
-      status: 401,
-      type: "application/problem+json",
-      body: { type: "urn:sortie:problem:unauthorized" },
-    });
-    const malformed = await http.invoke(urlEvent("orders.placed", { ...order, cents: -1 }));
-    expect(answerOf(malformed)).toMatchObject({
-      status: 422,
-      type: "application/problem+json",
-      body: { type: "urn:sortie:problem:invalid-payload", errors: [{ path: "cents" }] },
-    });
-    expectNoSecret(stranger, malformed);
-
-    expect((await system.jsm.streams.info("ORDERS")).state.messages).toBe(0);
   });
 
   test("takes what API Gateway and load balancers hand it, as its caller meant it", async () => {
@@ -452,6 +434,8 @@ test.concurrent.each(["newest", "2.10"] as const)(
   patience.timeout,
 );
 
+sample("Lambda", (settings) => startInLambda(deployed, settings));
+
 describe("with three seconds left and a peer that", () => {
   test.each([
     ["accepts a connection and says nothing", silent],
@@ -676,19 +660,6 @@ function multiValueBalancerEvent(asked: Asked): object {
   };
   return { ...more, ...lists };
 }
-
-/** What EventBridge Scheduler sends to a target without an input of its own. */
-const scheduledEvent: ScheduledEvent<string> = {
-  version: "0",
-  id: "53dc4d37-cffa-4f76-80c9-8b7d4a4d2eaa",
-  "detail-type": "Scheduled Event",
-  source: "aws.scheduler",
-  account: "123456789012",
-  time: "2026-01-01T00:00:00Z",
-  region: "eu-central-1",
-  resources: ["arn:aws:scheduler:eu-central-1:123456789012:schedule/default/pull"],
-  detail: "{}",
-};
 
 /** What the function URL would send to its caller. */
 function answerOf({ error, response }: Invocation) {
