@@ -109,7 +109,6 @@ describe("the deployable Worker", () => {
     await using known = await startWorker({ bindings: { ...settings, NATS_TOKEN: "t0ken" } });
     expect((await post("images.resize", order, { at: known })).answer.type).toBe("urn:sortie:problem:stream-missing");
   });
-  });
 
   it("ends an invocation, and lets go of its socket, where the peer upgrades and says nothing more", async () => {
     await using peer = await startPeer(upgradesOnly);
