@@ -6,7 +6,7 @@ const src = (path: string) => fileURLToPath(new URL(`src/${path}`, import.meta.u
 
 /**
  * Long files first, the longest of them before the others: a fresh checkout does not know yet which these are. Those that
- * keep the processor busy (crash-points, crowd, ten-thousand, bench) are not all at the same time.
+ * keep the processor busy (crash-points, crowd, exactly-once, bench) are not all at the same time.
  */
 const longest = [
   "chaos/crash-points",
@@ -14,7 +14,7 @@ const longest = [
   "contract/",
   "e2e/tour",
   "chaos/crowd",
-  "e2e/ten-thousand",
+  "e2e/exactly-once",
   "consume/p",
   "consume/a",
   "consume/",

@@ -17,14 +17,16 @@ it("npm run bench measures a section by itself, without colours where nobody see
   expect(stderr).toBe("");
 });
 
-it("npm run bench shows what fanning out brings", { timeout: 120_000 }, async () => {
-  const { stdout, stderr } = await bench("--quick", "--only", "fan-out");
-  for (const what of ["100,000 messages, a handler that does nothing", "3,000 messages, a handler that waits 10 ms"])
-    expect(stdout).toContain(what);
-  expect(stdout.match(/ {2}8 invocations +█* +[\d.]+×/g)).toHaveLength(2);
-  expect(stdout.match(/ {2}1 invocation +[\d.k]+ +1\.00× +[\d.k]+ … [\d.k]+/g)).toHaveLength(2);
-  expect(stderr).toBe("");
-});
+// a minute of the processor
+if (process.env.CHAOS === "full")
+  it("npm run bench shows what fanning out brings", { timeout: 120_000 }, async () => {
+    const { stdout, stderr } = await bench("--quick", "--only", "fan-out");
+    for (const what of ["20,000 messages, a handler that does nothing", "1,000 messages, a handler that waits 10 ms"])
+      expect(stdout).toContain(what);
+    expect(stdout.match(/ {2}8 invocations +█* +[\d.]+×/g)).toHaveLength(2);
+    expect(stdout.match(/ {2}1 invocation +[\d.k]+ +1\.00× +[\d.k]+ … [\d.k]+/g)).toHaveLength(2);
+    expect(stderr).toBe("");
+  });
 
 it("npm run bench says which sections there are", async () => {
   await expect(bench("--only", "everything")).rejects.toMatchObject({
