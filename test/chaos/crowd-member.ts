@@ -31,5 +31,5 @@ for (;;) {
   const invoked = invoke({ streams, bindings, connect: connectTo, deadline: Date.now() + 3_000, log() {} });
   const report = await invoked.catch(() => undefined);
   const idle = report?.consumers.every(({ pulled }) => pulled === 0); // as while a lease of a dead one runs out
-  await new Promise((resolve) => setTimeout(resolve, idle ? 250 : 20));
+  await new Promise((resolve) => setTimeout(resolve, idle ? 150 : 20));
 }

@@ -17,7 +17,7 @@ import { type Observed, observe, unheardIn } from "./harness.ts";
 const full = process.env.CHAOS === "full";
 const mortality = full ? [false, true] : [true];
 const members = 8;
-const mostDeaths = full ? 40 : 16; // the end is for coming to rest
+const mostDeaths = full ? 40 : 8; // the end is for coming to rest
 const folder = mkdtempSync(join(tmpdir(), "sortie-crowd-"));
 let observed: Observed;
 let memberFile: string;
