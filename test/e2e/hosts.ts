@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import type { LambdaFunctionURLResult } from "aws-lambda";
 import { startWorker } from "../../scripts/worker.ts";
+import { bundleWorker } from "../support/bundle.ts";
 import { scheduledEvent, urlEvent } from "./lambda-events.ts";
 import type { LambdaPackage } from "./lambda-package.ts";
 import { type LambdaFunction, startFunction } from "./lambda-runtime.ts";
@@ -25,10 +26,14 @@ export interface Deployed extends AsyncDisposable {
 /** Starts the sample system with these settings. */
 export type StartHost = (settings: Record<string, string>) => Promise<Deployed>;
 
-/** The bundle that `wrangler deploy` makes, in workerd. */
-export async function startInWorkerd(settings: Record<string, string>): Promise<Deployed> {
+/** The bundle that `wrangler deploy` makes, or one of another program with a hub, in workerd. */
+export async function startInWorkerd(settings: Record<string, string>, program?: string): Promise<Deployed> {
   const log: Line[] = [];
-  const worker = await startWorker({ bindings: settings, onLog: (line) => log.push(...parsed(line)) });
+  const worker = await startWorker({
+    bindings: settings,
+    ...(program !== undefined && { script: await bundleWorker(program), durableObjects: { HUB: "Hub" } }),
+    onLog: (line) => log.push(...parsed(line)),
+  });
   return {
     log,
     ask: (request) => fetch(at(worker.url, request)),

@@ -1,4 +1,4 @@
 import { startInWorkerd } from "./hosts.ts";
 import { sample } from "./sample.ts";
 
-sample("workerd", startInWorkerd);
+sample("workerd", (settings) => startInWorkerd(settings));
