@@ -1,7 +1,7 @@
 import type { App } from "./app.ts";
 import type { PayloadFor, PublishableSubject } from "./consume/handler.ts";
 import type { StreamDefinition } from "./define/stream.ts";
-import { assertLoggedIn, type Connection, connect, disconnect, type ServerOptions } from "./nats/connection.ts";
+import { connectAndLogIn, disconnect, type ServerOptions } from "./nats/connection.ts";
 import { prepare } from "./publish/outgoing.ts";
 import { type Published, publish } from "./publish/publish.ts";
 import type { ScheduleOptions } from "./schedule/schedule.ts";
@@ -46,14 +46,7 @@ export async function createClient<Stream extends StreamDefinition>(
   { streams }: Pick<App<Stream>, "streams">,
   server: ServerOptions,
 ): Promise<Client<Stream>> {
-  const connection: Connection = await connect(server, stepMs);
-  try {
-    await connection.confirmed;
-    await assertLoggedIn(connection);
-  } catch (error) {
-    disconnect(connection);
-    throw error;
-  }
+  const connection = await connectAndLogIn(server, stepMs);
   const { schedule, ...schedules } = createSchedules(connection, streams, { ms: stepMs });
   return {
     async publish(subject, data, { id } = {}) {

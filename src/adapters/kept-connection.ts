@@ -11,6 +11,8 @@ export interface KeptConnection {
    * @throws what opening it throws.
    */
   connect(ms: number): Promise<Connection>;
+  /** Has the next one asked whether it is still there, whoever uses it: something over it has failed. */
+  doubt(): void;
   /** Closes it, whoever uses it. */
   end(): Promise<void>;
 }
@@ -26,6 +28,12 @@ export function keepConnection(open: (ms: number) => Promise<Connection>, idleMs
   let kept: Promise<Lending> | undefined;
 
   return {
+    doubt() {
+      kept?.then(
+        (lending) => lending.doubt(),
+        () => {},
+      );
+    },
     async connect(ms) {
       const by = Date.now() + ms;
       const known = kept;
@@ -45,6 +53,7 @@ export function keepConnection(open: (ms: number) => Promise<Connection>, idleMs
 interface Lending {
   /** Whether it answers, or was used a moment ago. */
   isGood(ms: number): Promise<boolean>;
+  doubt(): void;
   lend(): Connection;
   end(): Promise<void>;
 }
@@ -53,6 +62,7 @@ function lendingOf(connection: Connection, idleMs: number): Lending {
   let borrowers = 0;
   let unanswered = 0;
   let usedAt = 0;
+  let isDoubtful = false; // until it has answered again
   let isOpen = true;
   let isLoggedIn = connection.confirmed === undefined; // until then an answer to the log-in would pass for one to a question
   let ended: Promise<void> | undefined;
@@ -73,7 +83,10 @@ function lendingOf(connection: Connection, idleMs: number): Lending {
         unanswered -= 1;
       };
       unanswered += 1;
-      answer.then(heard, (error: unknown) => isTimeout(error) || heard());
+      answer.then(heard, (error: unknown) => {
+        if (isTimeout(error)) isDoubtful = true;
+        else heard();
+      });
       return answer;
     },
     async close() {
@@ -95,9 +108,13 @@ function lendingOf(connection: Connection, idleMs: number): Lending {
       borrowers += 1;
       return lent;
     },
+    doubt() {
+      isDoubtful = true;
+    },
     async isGood(ms) {
       const idle = Date.now() - usedAt;
-      if (borrowers > 0 || !isOpen) return isOpen;
+      if (isOpen && isDoubtful) isDoubtful = !(await answers(connection, ms));
+      if (isDoubtful || borrowers > 0 || !isOpen) return isOpen && !isDoubtful;
       if (!(idle >= 0 && idle <= idleMs)) return false; // a clock that was set back tells nothing
       if (idle < freshMs) await point("hearing what came meanwhile", turns(3));
       else if (!(await answers(connection, ms))) return false;

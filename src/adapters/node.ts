@@ -1,14 +1,15 @@
 import { once } from "node:events";
-import type { Server } from "node:http";
+import type { IncomingMessage, Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { hostname as machine } from "node:os";
+import { constants, hostname as machine } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createAdaptorServer, type HttpBindings } from "@hono/node-server";
 import type { App } from "../app.ts";
 import { connectMs } from "../consume/budget.ts";
 import { invoke } from "../consume/invocation.ts";
+import { assertCounts } from "../define/count.ts";
 import { type Duration, toMs } from "../duration.ts";
-import { textOf } from "../errors.ts";
+import { SortieError, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
@@ -24,6 +25,11 @@ export interface ServeOptions extends SurfaceOptions {
   concurrency?: number;
   /** The time that one invocation may take, and so a handler; the next one follows at once. @default "1m" */
   budget?: Duration;
+  /**
+   * Where a request came from, for the limit on callers without a token: behind a proxy, what that writes, as in `(request) =>
+   * request.headers.get("x-real-ip") ?? undefined`, where it lets no client write it. @default the other end of the connection
+   */
+  address?(request: Request, incoming: IncomingMessage): string | undefined;
 }
 
 /** An app that is served by a process that stays up. */
@@ -37,6 +43,9 @@ export interface Served extends AsyncDisposable {
   stop(): Promise<void>;
 }
 
+/** What requests under way have to come to their end when the process is told to leave. */
+const requestGraceMs = 5_000;
+
 /** What `/run` and `/release` may take: whoever triggers them waits for an answer. */
 const requestMs = 25_000;
 
@@ -44,6 +53,8 @@ const requestMs = 25_000;
 const pulledEachMs = 1_000;
 /** Where the server releases by itself, and a function only what comes again. */
 const lookedEachMs = 5_000;
+const leastBudgetMs = 1_000;
+
 const signals = ["SIGTERM", "SIGINT"] as const;
 const [leastPauseMs, mostPauseMs] = [250, 15_000];
 
@@ -56,17 +67,20 @@ const [leastPauseMs, mostPauseMs] = [250, 15_000];
  * await serve(app);
  */
 export async function serve(app: App, options: ServeOptions = {}): Promise<Served> {
-  const { port = Number(process.env.PORT ?? 3000), hostname, concurrency = Infinity, budget = "1m" } = options;
+  const { port = portIn(process.env.PORT), hostname, concurrency = Infinity, budget = "1m", address } = options;
   const { rateLimit, cors } = options;
   const { streams, bindings } = app;
   const budgetMs = toMs(budget, "budget");
+  if (concurrency !== Infinity) assertCounts({ concurrency }, "serve");
+  if (budgetMs < leastBudgetMs)
+    throw new SortieError("invalid-option", `budget: expected a second or more, got ${budgetMs} ms`);
   const leaving = new AbortController();
   const kept = keepConnection((ms) => connectWith(process.env, ms), Number.POSITIVE_INFINITY);
   const common = { streams, concurrency, connect: kept.connect, leave: leaving.signal, host: machine(), log: logJson };
   const http = createHttp(app, {
     connect: (_c, ms) => kept.connect(ms),
     tokens: () => tokensIn(process.env),
-    address: (c) => (c.env as HttpBindings).incoming.socket.remoteAddress,
+    address: (c) => (address ?? peerOf)(c.req.raw, (c.env as HttpBindings).incoming),
     run: (_c, due) => reported(invoke({ ...common, bindings: due, deadline: Date.now() + requestMs })),
     release: () => releaseWithin(requestMs, 0),
     rateLimit,
@@ -105,7 +119,10 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
       const began = Date.now();
       failures = await step().then(
         () => 0,
-        () => failures + 1,
+        () => {
+          kept.doubt();
+          return failures + 1;
+        },
       );
       const grown = Math.min(leastPauseMs * 2 ** failures, mostPauseMs) * (0.5 + Math.random() / 2);
       const ms = Math.max(0, began + (failures > 0 ? grown : idleMs) - Date.now());
@@ -119,18 +136,35 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
     return stopped;
   };
   async function leave(): Promise<void> {
-    for (const signal of signals) process.off(signal, stop); // a second one does not wait
     leaving.abort();
     const closed = once(server, "close");
     server.close();
     server.closeIdleConnections();
+    // somebody may hold a connection open, or never end a request
+    const patience = setTimeout(() => server.closeAllConnections(), requestGraceMs);
     await Promise.all([closed, working]);
+    clearTimeout(patience);
     await kept.end(); // a function that releases may be cut off anywhere
     await releasing;
+    for (const signal of signals) process.off(signal, onSignal);
   }
-  for (const signal of signals) process.once(signal, stop);
+  function onSignal(signal: (typeof signals)[number]): void {
+    if (leaving.signal.aborted) process.exit(128 + constants.signals[signal]); // a second one does not wait
+    void stop();
+  }
+  for (const signal of signals) process.on(signal, onSignal);
 
   const url = `http://localhost:${(server.address() as AddressInfo).port}`;
   logJson({ event: "listening", url });
   return { url, stop, [Symbol.asyncDispose]: stop };
+}
+
+function peerOf(_request: Request, { socket }: IncomingMessage): string | undefined {
+  return socket.remoteAddress;
+}
+
+function portIn(setting: string | undefined): number {
+  if (!setting) return 3000;
+  if (/^\d{1,5}$/.test(setting) && Number(setting) < 65_536) return Number(setting);
+  throw new SortieError("not-configured", `PORT: expected a port from 0 to 65535, got ${JSON.stringify(setting)}`);
 }

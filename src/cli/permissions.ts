@@ -1,5 +1,5 @@
 import { SortieError } from "../errors.ts";
-import { assertLoggedIn, connect, disconnect } from "../nats/connection.ts";
+import { connectAndLogIn, disconnect } from "../nats/connection.ts";
 import type { Login, Permission } from "../provision/permissions.ts";
 
 export interface PermissionsCommandOptions {
@@ -15,15 +15,10 @@ export async function versionFor({ server, serverVersion }: PermissionsCommandOp
   if (serverVersion !== undefined && !/^\d+\.\d+(\.\d+)?$/.test(serverVersion))
     throw new SortieError("invalid-option", `Expected --server-version such as "2.10", got "${serverVersion}"`);
   if (serverVersion !== undefined || server === undefined) return serverVersion;
-  const { NATS_CREDS: creds, NATS_TOKEN: token } = process.env;
-  const connection = await connect({ url: server, creds, token, name: "sortie permissions" }, 10_000);
-  try {
-    await connection.confirmed;
-    await assertLoggedIn(connection);
-    return connection.info?.version;
-  } finally {
-    disconnect(connection);
-  }
+  const { NATS_CREDS: creds, NATS_NKEY: nkey, NATS_TOKEN: token } = process.env;
+  const connection = await connectAndLogIn({ url: server, creds, nkey, token, name: "sortie permissions" }, 10_000);
+  disconnect(connection);
+  return connection.info?.version;
 }
 
 /** The logins as they are wanted: a part of nats-server's configuration, commands for nsc, or JSON. */

@@ -60,10 +60,10 @@ export function isLiteral(subject: string): boolean {
 /** Throws `invalid-definition` unless `name` can name a stream or a consumer. */
 export function assertName(name: string, what: string): void {
   // the server takes "~" as well, which stands between two names in one of ours
-  if (!/^[^\s.*>/\\~]{1,255}$/.test(name) || !isToken(name)) {
+  if (!/^[^\s.*>/\\~"]{1,255}$/.test(name) || !isToken(name)) {
     throw new SortieError(
       "invalid-definition",
-      `${what}: expected a name without white space, ".", "*", ">", "/", "\\" and "~", got "${name}"`,
+      `${what}: expected a name without white space, quotes, ".", "*", ">", "/", "\\" and "~", got "${name}"`,
     );
   }
 }

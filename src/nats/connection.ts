@@ -1,5 +1,5 @@
 import { type NatsConnection, PermissionViolationError, wsconnect } from "@nats-io/nats-core";
-import { SortieError } from "../errors.ts";
+import { ConnectionFailedError, SortieError } from "../errors.ts";
 import { explainingDenial } from "./denied.ts";
 import { afterUpgrade, closedEarly, failureAt, refused, silent, together, told } from "./failure.ts";
 import { inboxPrefixOf } from "./inbox.ts";
@@ -73,7 +73,7 @@ export async function connect(options: ServerOptions, ms: number): Promise<Conne
 async function dial(server: Server, options: ServerOptions, ms: number): Promise<Connection> {
   const login = loginWith(options, server.user);
   const gone = new AbortController();
-  const inboxPrefix = inboxPrefixOf({ user: server.user, creds: options.creds });
+  const inboxPrefix = inboxPrefixOf(login.name);
   const broken = Promise.withResolvers<never>();
   const confirmed = Promise.withResolvers<void>();
   confirmed.promise.catch(() => {}); // whoever wants to know asks
@@ -150,6 +150,30 @@ async function deniedAnswers(connection: NatsConnection): Promise<string | undef
     const error = "error" in status ? status.error : undefined;
     if (!(error instanceof PermissionViolationError) || error.operation !== "subscription") continue;
     if (error.subject.startsWith("_INBOX.")) return error.message;
+  }
+}
+
+/**
+ * As `connect`, for who has nothing to ask that could leave with the log-in: waits until the server has taken it, within `ms`
+ * in all.
+ * @throws as `connect` does.
+ */
+export async function connectAndLogIn(options: ServerOptions, ms: number): Promise<Connection> {
+  const until = Date.now() + ms;
+  const connection = await connect(options, ms);
+  try {
+    await within(until - Date.now(), "logging in", connection.confirmed ?? Promise.resolve());
+    await assertLoggedIn(connection);
+    return connection;
+  } catch (error) {
+    disconnect(connection);
+    if (error instanceof ConnectionFailedError) throw error;
+    const hosts = serversOf(options.url).map(({ host }) => host);
+    throw new ConnectionFailedError(
+      "lost",
+      `Could not log in to NATS at ${hosts.join(", ")}: it does not answer within ${Math.round(ms)} ms. Look into the server's log.`,
+      { cause: error },
+    );
   }
 }
 

@@ -16,6 +16,8 @@ export interface Login {
   /** Nothing to be signed where it is missing. */
   readonly prepare?: (nonce: string) => Promise<void>;
   readonly authenticator?: Authenticator;
+  /** What the server calls it, where that is known. */
+  readonly name?: string | undefined;
   /** What may be wrong with these credentials, where the server refuses them. */
   hint(now: number): string;
 }
@@ -27,11 +29,12 @@ export function loginWith({ creds, nkey, token }: Credentials, user?: string): L
     throw new SortieError("not-configured", `${given.join(" and ")} are set: expected one of them, as a login is one`);
   if (creds) {
     const { jwt, seed, claims } = readCreds(creds);
-    return signed(
+    const login = signed(
       signerOf(seed, "NATS_CREDS, its seed"),
       async () => ({ jwt }),
       (now) => hintOf(claims, now),
     );
+    return { ...login, name: typeof claims.name === "string" ? claims.name : undefined };
   }
   if (nkey) {
     const signer = signerOf(nkey, "NATS_NKEY");
@@ -47,7 +50,8 @@ export function loginWith({ creds, nkey, token }: Credentials, user?: string): L
       hint: () => "Check NATS_TOKEN against the server's `authorization { token: … }`",
     };
   }
-  if (user) return { hint: () => "Check the user and password in NATS_URL against the server's configuration" };
+  if (user)
+    return { name: user, hint: () => "Check the user and password in NATS_URL against the server's configuration" };
   return {
     hint: () =>
       "Set NATS_CREDS, NATS_NKEY or NATS_TOKEN, or a user and password in NATS_URL, to what the server asks for",
@@ -68,6 +72,7 @@ function signed(signer: Signer, who: () => Promise<object>, hint: Login["hint"])
 
 /** What is in a user's JWT, as far as it matters. */
 interface Claims {
+  name?: unknown;
   /** Epoch seconds. */
   exp?: number;
   nbf?: number;

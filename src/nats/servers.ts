@@ -32,9 +32,8 @@ export function inRandomOrder<T>(all: readonly T[], random: () => number = Math.
 function serverOf(text: string, setting: string): Server {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (!url || !["ws:", "wss:"].includes(url.protocol)) {
-    // where there is an @, what looks like its host may be a part of the password
-    const shown = text.includes("@") ? "…" : url?.host;
-    const got = url?.host ? `${url.protocol}//${shown}` : "something that is no URL";
+    // what looks like its host may be a password, or a part of one
+    const got = url?.host ? `${url.protocol}//…` : "something that is no URL";
     const commas = setting === "NATS_URL" ? "" : " A comma in a password is `%2C`.";
     throw new SortieError(
       "not-configured",

@@ -86,7 +86,7 @@ export function planPermissions(
 
   function login(role: Role, publish: readonly Permission[], subscribe: readonly Permission[] = []): Login {
     const user = `${app}${role}`;
-    const inbox = needed("the server's answers, to this login alone", `${inboxPrefixOf({ user })}.>`);
+    const inbox = needed("the server's answers, to this login alone", `${inboxPrefixOf(user)}.>`);
     return { role, user, publish: least(publish), subscribe: least([...inbox, ...subscribe]) };
   }
 
@@ -265,11 +265,15 @@ export function planPermissions(
     managed = true,
   ): Permission[] {
     const [filter, ...others] = filters;
-    const filtered = others.length > 0 || filter === ">" ? "" : `.${filter}`; // as the client asks for it
+    // as the client asks for it
+    const create =
+      others.length > 0
+        ? `DURABLE.CREATE.${stream}.${name}`
+        : `CREATE.${stream}.${name}${filter === ">" ? "" : `.${filter}`}`;
     return needed(
       `consumer ${stream}/${name}`,
       `$JS.API.CONSUMER.INFO.${stream}.${name}`,
-      ...(managed ? [`$JS.API.CONSUMER.CREATE.${stream}.${name}${filtered}`] : []),
+      ...(managed ? [`$JS.API.CONSUMER.${create}`] : []),
     );
   }
 }

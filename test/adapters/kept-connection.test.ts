@@ -125,6 +125,25 @@ describe.concurrent("a connection that is kept", () => {
     await system.kept.end();
   });
 
+  it("is asked once a request was not answered, though others use it, and is replaced for all", async ({ expect }) => {
+    let vanish = () => {};
+    await using proxies = new AsyncDisposableStack();
+    await using system = await startKept({
+      async through(url) {
+        const proxy = proxies.use(await startProxy(url));
+        vanish = proxy.forget;
+        return proxy;
+      },
+    });
+    const lingering = await system.kept.connect(5_000);
+    await publishOver(system.kept.connect);
+    vanish();
+    await expect(publishOver(system.kept.connect)).rejects.toMatchObject({ code: "timed-out" });
+    expect(await publishOver(system.kept.connect)).toBe(2);
+    await lingering.closed();
+    await system.kept.end();
+  });
+
   it("is replaced after a server that was restarted, and after it was idle for too long", async ({ expect }) => {
     await using system = await startKept({ idleMs: 1_000 });
     await publishOver(system.kept.connect);

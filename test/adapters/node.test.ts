@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { connect as connectTcp } from "node:net";
 import { createInterface } from "node:readline";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import * as z from "zod";
@@ -42,7 +43,7 @@ async function startProcess(natsUrl: string) {
   };
 }
 
-describe.concurrent("a process that stays up", () => {
+describe("a process that stays up", () => {
   it("publishes, handles, and releases, over one connection, through a restart of the server, until it is told to leave", async ({
     expect,
   }) => {
@@ -74,6 +75,33 @@ describe.concurrent("a process that stays up", () => {
     await using first = await serve(createApp({ streams: [] }), { port: 0 });
     const taken = Number(new URL(first.url).port);
     await expect(serve(createApp({ streams: [] }), { port: taken })).rejects.toThrow("EADDRINUSE");
+  });
+
+  it("that is told to leave does not wait for who holds a connection open and asks nothing", async () => {
+    await using system = await startSystem(createApp({ streams: [] }));
+    vi.stubEnv("NATS_URL", system.server.url);
+    const served = await serve(createApp({ streams: [] }), { port: 0 });
+    const idle = connectTcp(Number(new URL(served.url).port), "localhost");
+    await once(idle, "connect");
+    idle.write("GET / HTTP/1.1\r\n");
+    idle.on("error", () => {});
+    const closed = once(idle, "close");
+    await served.stop();
+    await closed;
+  });
+
+  it.each<[object, RegExp]>([
+    [{ concurrency: 0 }, /concurrency/],
+    [{ budget: "0s" }, /budget: expected a second or more/],
+    [{ budget: "soon" }, /budget/],
+  ])("refuses %j", async (options, reason) => {
+    await expect(serve(createApp({ streams: [] }), options)).rejects.toThrow(reason);
+  });
+
+  it("refuses a port that is none", async ({ expect }) => {
+    vi.stubEnv("PORT", "abc");
+    await expect(serve(createApp({ streams: [] }))).rejects.toThrow('PORT: expected a port from 0 to 65535, got "abc"');
+    vi.unstubAllEnvs();
   });
 
   it("that is told to leave finishes what it has started, and hands back the rest", async ({ expect }) => {

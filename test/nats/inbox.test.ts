@@ -1,27 +1,23 @@
 import { describe, expect, it } from "vitest";
 import { inboxPrefixOf } from "../../src/nats/inbox.ts";
-
-const credsOf = (claims: object) =>
-  `-----BEGIN NATS USER JWT-----\n${[{ alg: "ed25519-nkey" }, claims, "signature"]
-    .map((part) => Buffer.from(JSON.stringify(part)).toString("base64url"))
-    .join(".")}\n------END NATS USER JWT------\n`;
+import { loginWith } from "../../src/nats/login.ts";
+import { makeOperator } from "../support/operator.ts";
 
 describe("the inbox of a login", () => {
   it("is its own, by its name", () => {
-    expect(inboxPrefixOf({ user: "sample-http" })).toBe("_INBOX.sample-http");
-    expect(inboxPrefixOf({ creds: credsOf({ name: "sample-http", sub: "U~?" }) })).toBe("_INBOX.sample-http");
+    expect(inboxPrefixOf(loginWith({}, "sample-http").name)).toBe("_INBOX.sample-http");
   });
 
-  it.each([
-    {},
-    { user: "" },
-    { user: "a.b" },
-    { user: "*" },
-    { user: ">" },
-    { creds: credsOf({}) },
-    { creds: credsOf({ name: "Ann Other" }) },
-    { creds: "none" },
-  ])("is everyone's where it has no name that can be one: %j", (login) => {
-    expect(inboxPrefixOf(login)).toBe("_INBOX");
+  it("is that of its JWT, whatever an environment has made of the line ends", () => {
+    const creds = makeOperator().creds();
+    const forms = [creds, creds.replaceAll("\n", "\r\n"), creds.replaceAll("\n", "\\n"), creds.replaceAll("\n", " ")];
+    expect(forms.map((form) => loginWith({ creds: form }).name)).toEqual(Array(4).fill("function"));
   });
+
+  it.each([undefined, "", "a.b", "*", ">", "Ann Other"])(
+    "is everyone's where it has no name that can be one: %j",
+    (name) => {
+      expect(inboxPrefixOf(name)).toBe("_INBOX");
+    },
+  );
 });

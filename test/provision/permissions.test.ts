@@ -4,10 +4,11 @@ import { promisify } from "node:util";
 import type { LambdaContext } from "hono/aws-lambda";
 import { type LambdaHandlers, serve } from "sortie/aws-lambda";
 import { describe, it, vi } from "vitest";
+import * as z from "zod";
 import manifest from "../../package.json" with { type: "json" };
 import { collect } from "../../src/cli/definitions.ts";
 import { show, versionFor } from "../../src/cli/permissions.ts";
-import { createApp, defineStream } from "../../src/index.ts";
+import { createApp, defineConsumer, defineStream } from "../../src/index.ts";
 import { connect, disconnect } from "../../src/nats/connection.ts";
 import { type PermissionsOptions, planPermissions } from "../../src/provision/permissions.ts";
 import { startNatsServer } from "../../src/testing/nats-server.ts";
@@ -156,6 +157,22 @@ describe.concurrent("a login", () => {
     await using permitted = await startPermitted(collect("app", { plain }));
     const { apply } = functionsOf(plain, permitted);
     expect([...(await apply()), ...(await apply())].map(({ action }) => action)).toEqual(["create", "none"]);
+    expect(await permitted.refused()).toEqual([]);
+  });
+
+  it("applies consumers with several filters", async ({ expect }) => {
+    const text = z.string();
+    const log = defineStream("LOG", { subjects: { "log.*": text, "audit.done": text }, schedules: false });
+    const letters = defineStream("DEAD", { captures: ["dead.>"] });
+    const some = defineConsumer(log, "some", { filter: ["log.*", "audit.done"], deadLetter: "dead.some" });
+    const all = defineConsumer(log, "all", { deadLetter: "dead.all" });
+    const several = createApp({ streams: [log, letters] })
+      .on(some, () => {})
+      .on(all, () => {});
+    await using permitted = await startPermitted(collect("app", { several }));
+    const { apply } = functionsOf(several, permitted);
+    for (const action of ["create", "none"])
+      expect(new Set((await apply()).map((change) => change.action))).toEqual(new Set([action]));
     expect(await permitted.refused()).toEqual([]);
   });
 

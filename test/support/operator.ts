@@ -36,7 +36,7 @@ export function makeOperator(limits: object = {}): Operator {
     creds({ exp, allowed_connection_types, by = account } = {}) {
       const user = nkeys.createUser();
       const nats = { type: "user", version: 2, subs: -1, data: -1, payload: -1, allowed_connection_types };
-      return credsFile(jwt(by, user, { exp, nats }), text(user.getSeed()));
+      return credsFile(jwt(by, user, { name: "function", exp, nats }), text(user.getSeed()));
     },
   };
 }
