@@ -11,7 +11,16 @@ import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
 import { httpEvent } from "./http-event.ts";
 import { keepConnection } from "./kept-connection.ts";
-import { connectWith, logJson, placeIn, reported, reportedOnce, reportedRelease, tokensIn } from "./settings.ts";
+import {
+  assertConcurrency,
+  connectWith,
+  logJson,
+  placeIn,
+  reported,
+  reportedOnce,
+  reportedRelease,
+  tokensIn,
+} from "./settings.ts";
 
 export { selfInvoke } from "./self-invoke.ts";
 
@@ -67,6 +76,7 @@ export function serve(
 ): LambdaHandlers {
   const { streams, bindings, fanOut } = app;
   if (linger !== undefined) lingerMs(linger); // a malformed one is to be known at the deploy
+  assertConcurrency(concurrency);
   assertFanOut(fanOut, onMore);
   assertCounts({ depth }, "serve");
   const open = (ms: number) => connectWith(process.env, ms);
@@ -87,8 +97,11 @@ export function serve(
       tokens: () => tokensIn(process.env),
       remaining: (c) => remaining(contextOf(c)),
       address: addressOf,
+      // it goes on with nobody: `onMore` is told of what `pull` leaves, and this is another function
       run: (c, due) =>
-        reported(invoke({ ...common, bindings: due, deadline: Date.now() + remaining(contextOf(c)), onMore })),
+        reported(
+          invoke({ ...common, connect: kept.connect, bindings: due, deadline: Date.now() + remaining(contextOf(c)) }),
+        ),
       release: (c) => releaseWithin(remaining(contextOf(c)), 0),
       rateLimit,
       ...(cors && { cors }),

@@ -17,6 +17,7 @@ import { type CronJob, type Due, jobsByCron } from "./crons.ts";
 import { createKicks } from "./kick.ts";
 import { boundedBy, type PlanName, plans } from "./plans.ts";
 import {
+  assertConcurrency,
   connectWith,
   logJson,
   placeIn,
@@ -120,6 +121,7 @@ export function serve<Env extends Settings = Settings>(
   assertPossible(plan, budgetMs);
   const releaseMs = options.budget === undefined ? untilNextTickMs : budgetMs;
   lingerMs(linger); // a malformed one is to be known at the deploy
+  assertConcurrency(options.concurrency);
   const { streams, bindings, fanOut } = app;
   assertFanOut(fanOut, onMore);
   const jobOf = jobsByCron(app, crons);
@@ -182,8 +184,9 @@ export function serve<Env extends Settings = Settings>(
     env: Env,
     due: readonly Binding[],
     how: Pick<InvocationOptions, "deadline" | "connect"> & Partial<InvocationOptions>,
+    sharers = 1, // of what the plan allows
   ): Promise<InvocationReport> {
-    const bounded = boundedBy(plan, due);
+    const bounded = boundedBy(plan, due, sharers);
     return invoke({
       streams,
       ...bounded,
@@ -237,7 +240,8 @@ export function serve<Env extends Settings = Settings>(
     async queue({ messages }, env, ctx) {
       const places = messages.flatMap(({ body }) => placeIn(body) ?? []);
       const connect = connecting(env, () => ctx);
-      const goOn = (place: Place) => invokeIn(env, bindings, { deadline: Date.now() + budgetMs, place, connect });
+      const goOn = (place: Place) =>
+        invokeIn(env, bindings, { deadline: Date.now() + budgetMs, place, connect }, places.length);
       await Promise.all(places.map((place) => reportedOnce(goOn(place))));
     },
   };

@@ -22,7 +22,7 @@ const spelt = (cron: string) => cron.trim().split(/\s+/).join(" ");
 
 /**
  * What each cron trigger starts, by its expression as `wrangler.toml` has it; without `crons` each starts everything.
- * @throws SortieError `invalid-option` for a consumer without a handler in the app. What it answers throws `not-configured`
+ * @throws SortieError `invalid-option` for what is no cron or no job, and for a consumer without a handler in the app. What it answers throws `not-configured`
  * for a trigger that is not among them.
  */
 export function jobsByCron(
@@ -31,7 +31,13 @@ export function jobsByCron(
 ): (cron: string) => Due {
   const schedules = streams.some((stream) => stream.schedules);
   if (!crons) return () => ({ bindings, releases: schedules });
-  const jobs = new Map(Object.entries(crons).map(([cron, job]) => [spelt(cron), dueOf(cron, job)]));
+  const jobs = new Map<string, Due>();
+  for (const [cron, job] of Object.entries(crons)) {
+    const five = spelt(cron);
+    if (five.split(" ").length !== 5) refuse(cron, "an expression of five fields, as wrangler.toml has it");
+    if (jobs.has(five)) refuse(cron, "each expression once, whatever its spaces");
+    jobs.set(five, dueOf(cron, job));
+  }
   return (cron) => {
     const job = jobs.get(spelt(cron));
     if (job) return job;
@@ -41,8 +47,15 @@ export function jobsByCron(
     );
   };
 
+  function refuse(cron: string, expected: string): never {
+    throw new SortieError("invalid-option", `crons["${cron}"]: expected ${expected}`);
+  }
+
   function dueOf(cron: string, job: CronJob): Due {
     if (job === "release") return { bindings: [], releases: true };
+    const asked: unknown = typeof job === "object" && job !== null ? job.consumers : undefined;
+    if (!Array.isArray(asked) || (asked.length === 0 && !job.release))
+      refuse(cron, '"release", or { consumers: […] } with one at least');
     const due = job.consumers.map((wanted) => {
       const binding = bindings.find(({ consumer }) => (consumer as unknown) === wanted);
       if (binding) return binding;

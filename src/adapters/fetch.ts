@@ -5,7 +5,15 @@ import { type Duration, toMs } from "../duration.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { release } from "../schedule/release.ts";
-import { connectWith, logJson, reported, reportedRelease, type Settings, tokensIn } from "./settings.ts";
+import {
+  assertConcurrency,
+  connectWith,
+  logJson,
+  reported,
+  reportedRelease,
+  type Settings,
+  tokensIn,
+} from "./settings.ts";
 
 export interface ServeOptions extends SurfaceOptions {
   /**
@@ -56,6 +64,7 @@ export function serve(app: App, options: ServeOptions = {}): FetchHandlers {
   const { streams, fanOut } = app;
   const budgetMs = toMs(budget, "budget");
   const stayMs = lingerMs(linger); // a malformed one is to be known at the deploy
+  assertConcurrency(concurrency);
   const connect = (c: Context, ms: number) => connectWith(settingsIn(c.env), ms);
   const http = createHttp(app, {
     connect,

@@ -12,14 +12,22 @@ export function httpEvent<Event extends LambdaEvent>(event: Event): Event {
     // a stage with a name stands before the path of an HTTP API, and not of a REST API
     const prefix = `/${"stage" in context ? context.stage : "$default"}/`;
     const path = event.rawPath.startsWith(prefix) ? event.rawPath.slice(prefix.length - 1) : event.rawPath;
-    return { ...event, rawPath: literal(path) };
+    return bodyless({ ...event, rawPath: literal(path) }, (context.http as { method?: string }).method);
   }
   const isRequest = "serviceArn" in context || (isObject(event) && "httpMethod" in event);
-  if (isRequest && "path" in event) return { ...event, path: literal(event.path) };
+  if (isRequest && "path" in event) {
+    const { httpMethod } = event as { httpMethod?: string };
+    return bodyless({ ...event, path: literal(event.path) }, httpMethod);
+  }
   throw new SortieError(
     "not-configured",
     `http: expected an HTTP request of a function URL, API Gateway or a load balancer, got ${described(event)}. Let schedules start \`pull\` and \`release\` instead.`,
   );
+}
+
+/** A request that has a body where none can be is none to a `Request`. */
+function bodyless<Event extends LambdaEvent>(event: Event, method = ""): Event {
+  return /^(GET|HEAD)$/i.test(method) ? { ...event, body: null } : event;
 }
 
 /** A path as it is: some hand it over decoded, and the query apart. */

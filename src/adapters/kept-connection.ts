@@ -116,8 +116,13 @@ function lendingOf(connection: Connection, idleMs: number): Lending {
       if (isOpen && isDoubtful) isDoubtful = !(await answers(connection, ms));
       if (isDoubtful || borrowers > 0 || !isOpen) return isOpen && !isDoubtful;
       if (!(idle >= 0 && idle <= idleMs)) return false; // a clock that was set back tells nothing
-      if (idle < freshMs) await point("hearing what came meanwhile", turns(3));
-      else if (!(await answers(connection, ms))) return false;
+      if (idle < freshMs) {
+        await point("hearing what came meanwhile", turns(3));
+        // in the same flight as what is asked of it now, which fails then instead of waiting for its time
+        void answers(connection, probeMs).then(async (does) => {
+          if (!does) await end().catch(() => {});
+        });
+      } else if (!(await answers(connection, ms))) return false;
       return isOpen;
     },
   };
@@ -130,8 +135,11 @@ async function turns(count: number): Promise<void> {
 
 async function answers(connection: Connection, ms: number): Promise<boolean> {
   if (!connection.flush) return false;
-  return within(ms, "asking whether the server is still there", connection.flush()).then(
-    () => true,
-    () => false,
-  );
+  let isHeard = false;
+  const heard = connection.flush().then(() => {
+    isHeard = true;
+  });
+  const told = Promise.race([heard, connection.closed()]); // of which a flush says nothing
+  await within(ms, "asking whether the server is still there", told).catch(() => turns(3)); // it may be there, unread
+  return isHeard;
 }

@@ -7,14 +7,13 @@ import { createAdaptorServer, type HttpBindings } from "@hono/node-server";
 import type { App } from "../app.ts";
 import { connectMs } from "../consume/budget.ts";
 import { invoke } from "../consume/invocation.ts";
-import { assertCounts } from "../define/count.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { assertLoggedIn, disconnect } from "../nats/connection.ts";
 import { type ReleaseReport, release } from "../schedule/release.ts";
 import { keepConnection } from "./kept-connection.ts";
-import { connectWith, logJson, reported, reportedRelease, tokensIn } from "./settings.ts";
+import { assertConcurrency, connectWith, logJson, reported, reportedRelease, tokensIn } from "./settings.ts";
 
 export interface ServeOptions extends SurfaceOptions {
   /** Where the HTTP surface listens. @default `PORT` in the environment, else 3000 */
@@ -71,7 +70,7 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
   const { rateLimit, cors } = options;
   const { streams, bindings } = app;
   const budgetMs = toMs(budget, "budget");
-  if (concurrency !== Infinity) assertCounts({ concurrency }, "serve");
+  assertConcurrency(concurrency);
   if (budgetMs < leastBudgetMs)
     throw new SortieError("invalid-option", `budget: expected a second or more, got ${budgetMs} ms`);
   const leaving = new AbortController();

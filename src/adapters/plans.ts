@@ -22,13 +22,14 @@ export const plans = {
 
 export type PlanName = keyof typeof plans;
 
-/** How an invocation over these consumers keeps within a plan. */
-export function boundedBy(name: PlanName, bindings: readonly Binding[]) {
+/** How an invocation over these consumers keeps within a plan, of which there are so many at the same time. */
+export function boundedBy(name: PlanName, bindings: readonly Binding[], sharers = 1) {
   const { concurrency, messages, bytes } = plans[name];
-  const share = Math.floor(bytes / Math.max(1, bindings.length));
+  const shareOf = (amount: number) => Math.max(1, Math.floor(amount / sharers));
+  const share = Math.floor(shareOf(bytes) / Math.max(1, bindings.length));
   return {
-    concurrency,
-    messages,
+    concurrency: shareOf(concurrency),
+    messages: shareOf(messages),
     bindings: bindings.map((binding): Binding => {
       const { consumer } = binding;
       return consumer.maxBytes <= share ? binding : { ...binding, consumer: { ...consumer, maxBytes: share } };

@@ -1,5 +1,6 @@
 import type { Place } from "../consume/places.ts";
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
+import { assertCounts } from "../define/count.ts";
 import { SortieError, textOf } from "../errors.ts";
 import type { Tokens } from "../http/access.ts";
 import { type Connection, connect } from "../nats/connection.ts";
@@ -74,6 +75,11 @@ export async function reportedRelease(releasing: Promise<ReleaseReport>): Promis
   const failed = streams.flatMap(({ stream, error }) => (error ? [`Schedules of stream "${stream}": ${error}`] : []));
   if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;
+}
+
+/** Throws `invalid-definition` for a number of handlers that no invocation could run; Infinity is as many as there are. */
+export function assertConcurrency(concurrency = Infinity): void {
+  if (concurrency !== Infinity) assertCounts({ concurrency }, "serve");
 }
 
 /** One line of JSON, which both platforms' logs take apart. */

@@ -102,7 +102,7 @@ export async function invoke({
       rounds: createRounds(now),
       host,
       lingerMs: stayMs,
-      messages: Math.ceil(messages / Math.max(1, bindings.length)),
+      messages: Math.max(1, Math.floor(messages / Math.max(1, bindings.length))),
       left,
       log: tell,
     };

@@ -31,7 +31,8 @@ export function isTimeout(error: unknown): boolean {
 export function isConnectionLost(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
   return (
-    /^(ClosedConnection|DrainingConnection|Connection)Error$/.test(error.name) || /^CONNECTION_/.test(error.message)
+    /^(ClosedConnection|DrainingConnection|Connection)Error$/.test(error.name) ||
+    /^CONNECTION_|^connection (closed|disconnected)$/.test(error.message)
   );
 }
 

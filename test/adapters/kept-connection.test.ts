@@ -107,7 +107,7 @@ describe.concurrent("a connection that is kept", () => {
     await system.kept.end();
   });
 
-  it("is closed where a request was not answered", async ({ expect }) => {
+  it("is closed, and what was asked fails, where it was used a moment ago and does not answer", async ({ expect }) => {
     let vanish = () => {};
     await using proxies = new AsyncDisposableStack();
     await using system = await startKept({
@@ -119,8 +119,8 @@ describe.concurrent("a connection that is kept", () => {
     });
     await publishOver(system.kept.connect);
     vanish();
-    // used a moment ago, it is not asked
-    await expect(publishOver(system.kept.connect)).rejects.toMatchObject({ code: "timed-out" });
+    // used a moment ago, it is asked beside
+    await expect(publishOver(system.kept.connect)).rejects.toMatchObject({ code: "connection-lost" });
     expect(await publishOver(system.kept.connect)).toBe(2);
     await system.kept.end();
   });

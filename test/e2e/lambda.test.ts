@@ -97,6 +97,7 @@ describe("the template", () => {
     const fails = "Errors GreaterThanOrEqualToThreshold, notBreaching";
     expect(alarms.toSorted()).toEqual([
       `HttpLambdaFunction: ${fails}`,
+      `HttpLambdaFunction: ${fails.replace("Errors", "Url5xxCount")}`,
       `PullLambdaFunction: ${fails}`,
       `PullLambdaFunction: ${isDead}`,
       `ReleaseLambdaFunction: ${fails}`,

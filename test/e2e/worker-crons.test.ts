@@ -72,6 +72,14 @@ describe("serve", () => {
     expect(() => serve(bare, { crons: { "* * * * *": { consumers: [consumer] } } })).toThrow(
       /consumer "c" has no handler/,
     );
+    const release = "release" as const;
+    expect(() => serve(bare, { crons: { "* * * * *": release, "*  * * * *": release } })).toThrow(
+      /each expression once/,
+    );
+    expect(() => serve(bare, { crons: { "0 * * * * *": release } })).toThrow(/five fields/);
+    expect(() => serve(bare, { crons: { "* * * * *": { consumers: [] } } })).toThrow(/one at least/);
+    expect(() => serve(bare, { crons: { "* * * * *": "realease" as typeof release } })).toThrow(/"release", or/);
+    expect(() => serve(bare, { concurrency: 0 })).toThrow(/concurrency/);
     expect(() => serve(bare, { budget: "16m" })).toThrow(/15 minutes/);
     expect(() => serve(bare, { plan: "gold" as "paid" })).toThrow(/expected "free" or "paid", got "gold"/);
   });

@@ -162,3 +162,22 @@ describe("/schedules", () => {
       });
   });
 });
+
+it("answers with 503, and nothing else, where NATS goes away in the middle", async () => {
+  const paths: [string, string, unknown?][] = [
+    ["GET", "/schedules"],
+    ["POST", "/schedules", reminder({ in: "1h" })],
+    ["DELETE", "/schedules/nobody"],
+    ["POST", "/publish/orders.reminder?delay=1h", { orderId: "1" }],
+  ];
+  const token = (path: string) => (path.startsWith("/publish") ? "other" : "s3cret");
+  const answers = paths.flatMap(([method, path, body]) =>
+    Array.from({ length: 15 }, () => ask(method, path, body, token(path))),
+  );
+  await Promise.race(answers); // they are under way
+  await system.server.kill("SIGKILL");
+  const statuses = (await Promise.all(answers)).map(({ status }) => status);
+  await system.server.start();
+  expect(statuses.filter((status) => ![200, 201, 202, 404, 503].includes(status))).toEqual([]);
+  expect(statuses).toContain(503);
+});
