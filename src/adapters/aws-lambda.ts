@@ -7,8 +7,7 @@ import type { InvocationReport } from "../consume/report.ts";
 import { assertCounts } from "../define/count.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
-import { assertLoggedIn, disconnect } from "../nats/connection.ts";
-import { type ReleaseReport, release } from "../schedule/release.ts";
+import type { ReleaseReport } from "../schedule/release.ts";
 import { httpEvent } from "./http-event.ts";
 import { keepConnection } from "./kept-connection.ts";
 import {
@@ -16,9 +15,9 @@ import {
   connectWith,
   logJson,
   placeIn,
+  releaseOver,
   reported,
   reportedOnce,
-  reportedRelease,
   tokensIn,
 } from "./settings.ts";
 
@@ -133,17 +132,8 @@ export function serve(
     release: (_event, context) => releaseWithin(remaining(context), linger === undefined ? 0 : lingerMs(linger)),
   };
 
-  async function releaseWithin(ms: number, stayMs: number): Promise<ReleaseReport> {
-    const deadline = Date.now() + ms - closingMs;
-    const connection = await kept.connect(ms / 4);
-    try {
-      return await reportedRelease(release(connection, streams, { deadline, lingerMs: stayMs }));
-    } catch (error) {
-      await assertLoggedIn(connection);
-      throw error;
-    } finally {
-      disconnect(connection);
-    }
+  function releaseWithin(ms: number, stayMs: number): Promise<ReleaseReport> {
+    return releaseOver(kept.connect, streams, { deadline: Date.now() + ms - closingMs, lingerMs: stayMs });
   }
 }
 

@@ -1,6 +1,5 @@
 import type { Context, ExecutionContext } from "hono";
 import type { App } from "../app.ts";
-import { connectMs } from "../consume/budget.ts";
 import { assertFanOut } from "../consume/continuation.ts";
 import type { Binding } from "../consume/handler.ts";
 import { type InvocationOptions, invoke, type Linger, lingerMs } from "../consume/invocation.ts";
@@ -10,9 +9,8 @@ import { covers } from "../define/subject.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
-import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
+import { type Connection, disconnect } from "../nats/connection.ts";
 import { shareConnection } from "../nats/shared.ts";
-import { type ReleaseReport, release } from "../schedule/release.ts";
 import { type CronJob, type Due, jobsByCron } from "./crons.ts";
 import { createKicks } from "./kick.ts";
 import { boundedBy, type PlanName, plans } from "./plans.ts";
@@ -21,9 +19,9 @@ import {
   connectWith,
   logJson,
   placeIn,
+  releaseOver,
   reported,
   reportedOnce,
-  reportedRelease,
   type Settings,
   tokensIn,
 } from "./settings.ts";
@@ -145,8 +143,8 @@ export function serve<Env extends Settings = Settings>(
         c,
         releaseOver(
           connecting(c.env, () => c.executionCtx),
-          triggeredUntil(),
-          0,
+          streams,
+          { deadline: triggeredUntil() },
         ),
       ),
     rateLimit,
@@ -199,18 +197,6 @@ export function serve<Env extends Settings = Settings>(
     });
   }
 
-  async function releaseOver(connect: Connect, deadline: number, lingerMs: number): Promise<ReleaseReport> {
-    const connection = await connect(connectMs(Date.now(), deadline));
-    try {
-      return await reportedRelease(release(connection, streams, { deadline, lingerMs }));
-    } catch (error) {
-      await assertLoggedIn(connection);
-      throw error;
-    } finally {
-      disconnect(connection);
-    }
-  }
-
   function jobFor(cron: string): Due {
     try {
       return jobOf(cron);
@@ -229,7 +215,9 @@ export function serve<Env extends Settings = Settings>(
       const consuming =
         due.length > 0 || !releases ? reported(invokeIn(env, due, { deadline, linger, connect })) : undefined;
       // beside the consumers, until the next tick does: a Worker bills no waiting
-      const releasing = releases ? releaseOver(connect, Date.now() + releaseMs, Infinity) : undefined;
+      const releasing = releases
+        ? releaseOver(connect, streams, { deadline: Date.now() + releaseMs, lingerMs: Infinity })
+        : undefined;
       releasing?.catch(() => {}); // told at the end
       try {
         await consuming;

@@ -3,17 +3,7 @@ import type { App } from "../app.ts";
 import { invoke, type Linger, lingerMs } from "../consume/invocation.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
-import { assertLoggedIn, disconnect } from "../nats/connection.ts";
-import { release } from "../schedule/release.ts";
-import {
-  assertConcurrency,
-  connectWith,
-  logJson,
-  reported,
-  reportedRelease,
-  type Settings,
-  tokensIn,
-} from "./settings.ts";
+import { assertConcurrency, connectWith, logJson, releaseOver, reported, type Settings, tokensIn } from "./settings.ts";
 
 export interface ServeOptions extends SurfaceOptions {
   /**
@@ -77,18 +67,7 @@ export function serve(app: App, options: ServeOptions = {}): FetchHandlers {
       const own = { streams, fanOut, linger, concurrency, host, log: logJson };
       return reported(invoke({ ...own, bindings, deadline, connect: (ms) => connect(c, ms) }));
     },
-    async release(c) {
-      const deadline = Date.now() + budgetMs;
-      const connection = await connect(c, budgetMs / 4);
-      try {
-        return await reportedRelease(release(connection, streams, { deadline, lingerMs: stayMs }));
-      } catch (error) {
-        await assertLoggedIn(connection);
-        throw error;
-      } finally {
-        disconnect(connection);
-      }
-    },
+    release: (c) => releaseOver((ms) => connect(c, ms), streams, { deadline: Date.now() + budgetMs, lingerMs: stayMs }),
   });
   return { fetch: async (request, beside) => http.fetch(request, beside as object | undefined) };
 }

@@ -5,15 +5,13 @@ import { constants, hostname as machine } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createAdaptorServer, type HttpBindings } from "@hono/node-server";
 import type { App } from "../app.ts";
-import { connectMs } from "../consume/budget.ts";
 import { invoke } from "../consume/invocation.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
-import { assertLoggedIn, disconnect } from "../nats/connection.ts";
-import { type ReleaseReport, release } from "../schedule/release.ts";
+import type { ReleaseReport } from "../schedule/release.ts";
 import { keepConnection } from "./kept-connection.ts";
-import { assertConcurrency, connectWith, logJson, reported, reportedRelease, tokensIn } from "./settings.ts";
+import { assertConcurrency, connectWith, logJson, releaseOver, reported, tokensIn } from "./settings.ts";
 
 export interface ServeOptions extends SurfaceOptions {
   /** Where the HTTP surface listens. @default `PORT` in the environment, else 3000 */
@@ -99,17 +97,8 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
   const working = bindings.length > 0 ? repeat(consume, pulledEachMs) : undefined;
   const releasing = streams.some(({ schedules }) => schedules) ? repeat(releaseDue, lookedEachMs) : undefined;
 
-  async function releaseWithin(ms: number, lingerMs: number): Promise<ReleaseReport> {
-    const deadline = Date.now() + ms;
-    const connection = await kept.connect(connectMs(Date.now(), deadline));
-    try {
-      return await reportedRelease(release(connection, streams, { deadline, lingerMs }));
-    } catch (error) {
-      await assertLoggedIn(connection);
-      throw error;
-    } finally {
-      disconnect(connection);
-    }
+  function releaseWithin(ms: number, lingerMs: number): Promise<ReleaseReport> {
+    return releaseOver(kept.connect, streams, { deadline: Date.now() + ms, lingerMs });
   }
 
   /** Until the process leaves, not more often than each `idleMs`; what fails is in the log, and is tried again. */

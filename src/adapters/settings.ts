@@ -1,11 +1,13 @@
+import { connectMs } from "../consume/budget.ts";
 import type { Place } from "../consume/places.ts";
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
 import { assertCounts } from "../define/count.ts";
+import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError, textOf } from "../errors.ts";
 import type { Tokens } from "../http/access.ts";
-import { type Connection, connect } from "../nats/connection.ts";
+import { assertLoggedIn, type Connection, connect, disconnect } from "../nats/connection.ts";
 import type { OpenSocket } from "../nats/open.ts";
-import type { ReleaseReport } from "../schedule/release.ts";
+import { type ReleaseOptions, type ReleaseReport, release } from "../schedule/release.ts";
 
 /** The settings of a deployed function, as a platform's environment holds them. */
 export interface Settings {
@@ -65,11 +67,16 @@ export function connectWith(
 }
 
 /**
- * Logs what a scheduler invocation did, where it did anything, and hands its report on.
- * @throws SortieError `invocation-failed` for streams whose schedules could not all be released.
+ * One scheduler invocation over a connection that it opens and lets go of. Logs what it did, where it did anything.
+ * @throws SortieError `invocation-failed` for streams whose schedules could not all be released; what connecting and releasing
+ * throw.
  */
-export async function reportedRelease(releasing: Promise<ReleaseReport>): Promise<ReleaseReport> {
-  const report = await releasing;
+export async function releaseOver(
+  connect: (ms: number) => Promise<Connection>,
+  definitions: readonly StreamDefinition[],
+  options: ReleaseOptions,
+): Promise<ReleaseReport> {
+  const report = await releaseWith(await connect(connectMs(Date.now(), options.deadline)), definitions, options);
   const { streams } = report;
   if (streams.some(({ released = 0, error }) => released > 0 || error)) logJson({ event: "release", ...report });
   const failed = streams.flatMap(({ stream, error }) => (error ? [`Schedules of stream "${stream}": ${error}`] : []));
@@ -80,6 +87,17 @@ export async function reportedRelease(releasing: Promise<ReleaseReport>): Promis
 /** Throws `invalid-definition` for a number of handlers that no invocation could run; Infinity is as many as there are. */
 export function assertConcurrency(concurrency = Infinity): void {
   if (concurrency !== Infinity) assertCounts({ concurrency }, "serve");
+}
+
+async function releaseWith(connection: Connection, ...what: [readonly StreamDefinition[], ReleaseOptions]) {
+  try {
+    return await release(connection, ...what);
+  } catch (error) {
+    await assertLoggedIn(connection);
+    throw error;
+  } finally {
+    disconnect(connection);
+  }
 }
 
 /** One line of JSON, which both platforms' logs take apart. */
