@@ -73,7 +73,7 @@ async function startWorker(nats: string, running: AsyncDisposableStack): Promise
     modules: true,
     script: outputFiles[0]?.text ?? "",
     compatibilityDate: "2026-07-30",
-    bindings: { NATS_URL: nats, SORTIE_PUBLISH_TOKEN: "bench" },
+    bindings: { NATS_URL: nats, SORTIE_PUBLISH_TOKEN: "token-of-the-bench" },
     durableObjects: { HUB: { className: "Hub", useSQLite: true } },
     host: "127.0.0.1",
     cf: false,
@@ -107,7 +107,7 @@ async function publishAll(
       const began = performance.now();
       const response = await fetch(new URL(`${way}/publish/bench.hub`, url), {
         method: "POST",
-        headers: { Authorization: "Bearer bench", "Content-Type": "application/json" },
+        headers: { Authorization: "Bearer token-of-the-bench", "Content-Type": "application/json" },
         body: '{"n":1}',
       });
       await response.arrayBuffer();
