@@ -112,7 +112,7 @@ export function createAdmission({ tokens, address, rateLimit, limit }: Admission
         assertMayTry(c); // a body is read, and that costs
         const { secrets } = await accessIn(tokens(c));
         if (secrets.length === 0) throw notSet(settingOf.webhooks);
-        const signed = signedBy(c.req.raw.headers, { secrets, subject, windowMs, now: Date.now });
+        const signed = signedBy(c.req.raw.headers, { secrets, subject, windowMs, now: () => Date.now() });
         const payload = await body();
         await signed.verify(payload);
         return [`webhook ${subject}`, { id: signed.id, payload }];
