@@ -38,6 +38,18 @@ export function covers(pattern: string, subject: string): boolean {
   return want.length === have.length;
 }
 
+/** Whether there is a subject that both patterns match. */
+export function overlaps(one: string, other: string): boolean {
+  const [these, those] = [one.split("."), other.split(".")];
+  for (const [index, token] of these.entries()) {
+    const also = those[index];
+    if (also === undefined) return false;
+    if (token === ">" || also === ">") return true;
+    if (token !== "*" && also !== "*" && token !== also) return false;
+  }
+  return these.length === those.length;
+}
+
 /** Throws `invalid-definition` unless `subject` is one that NATS accepts in a stream or a filter. */
 export function assertPattern(subject: string, what: string): void {
   const tokens = subject.split(".");

@@ -1,4 +1,4 @@
-import { assertPattern, covers } from "../define/subject.ts";
+import { assertPattern, covers, isLiteral } from "../define/subject.ts";
 import { RequestError } from "./problem.ts";
 
 /**
@@ -16,7 +16,7 @@ export interface Tokens {
   readonly admin?: string | undefined;
   /** As `run`, with `GET` as well: what Vercel's cron sends. */
   readonly cron?: string | undefined;
-  /** Secrets of Standard Webhooks, each an entry `<subject>[,<subject>…]:whsec_<base64>`. */
+  /** Secrets of Standard Webhooks, each an entry `<subject>:whsec_<base64>`. */
   readonly webhooks?: string | undefined;
 }
 
@@ -30,6 +30,18 @@ export interface Grant {
   readonly subjects?: readonly string[] | undefined;
   /** Tokens are compared by their digests, which take the same time whatever they share. */
   readonly digest: Uint8Array;
+}
+
+/** What signs webhooks, for one subject and no other: the signature says nothing of where it goes. */
+export interface Secret {
+  readonly subject: string;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+}
+
+/** All that the settings let in. */
+export interface Access {
+  readonly grants: readonly Grant[];
+  readonly secrets: readonly Secret[];
 }
 
 /** Who has shown a token: `id` tells callers apart and is none of their secrets. */
@@ -48,14 +60,19 @@ export const settingOf = {
 } as const satisfies Record<keyof Tokens, string>;
 
 const shortToken = 16;
+const leastSecretBytes = 24;
 const encoder = new TextEncoder();
-let known: { readonly text: string; readonly grants: readonly Grant[] } | undefined;
+let known: { readonly text: string; readonly access: Access } | undefined;
 
-/** What the tokens of the settings open. Throws `not-configured` for a malformed entry, without a word of it. */
-export async function grantsIn(tokens: Tokens): Promise<readonly Grant[]> {
-  const { publish, schedules, run, admin, cron } = tokens;
-  const text = JSON.stringify([publish, schedules, run, admin, cron]);
-  if (known?.text === text) return known.grants;
+/**
+ * What the settings let in. All are read, whichever is asked for: one that is malformed closes everything.
+ * @throws RequestError `not-configured` for a malformed entry, without a word of it.
+ */
+export async function accessIn(tokens: Tokens): Promise<Access> {
+  const { publish, schedules, run, admin, cron, webhooks } = tokens;
+  const text = JSON.stringify([publish, schedules, run, admin, cron, webhooks]);
+  if (known?.text === text) return known.access;
+  const secrets = secretsIn(webhooks);
   const entries = Object.entries({ publish, schedules, run, admin, cron }).flatMap(([scope, setting]) =>
     entriesOf(setting).map((entry, at) => parsed(scope as Grant["for"], entry, at)),
   );
@@ -66,17 +83,17 @@ export async function grantsIn(tokens: Tokens): Promise<readonly Grant[]> {
   const grants = await Promise.all(
     entries.map(async ({ token, ...grant }) => ({ ...grant, digest: await digestOf(token) })),
   );
-  known = { text, grants };
-  return grants;
+  known = { text, access: { grants, secrets } };
+  return known.access;
 }
 
-/** Whether one of them opens it. `subject` is what is to be published. */
-export function opens(grants: readonly Grant[], scope: Scope, subject?: string): boolean {
+/** Whether one of them opens it. `subject` is what is to be published; `fits` is whether a grant's pattern is for it. */
+export function opens(grants: readonly Grant[], scope: Scope, subject?: string, fits = covers): boolean {
   return grants.some(
     ({ for: what, subjects }) =>
       what === "admin" ||
       ((what === scope || (what === "cron" && scope === "run")) &&
-        (subject === undefined || !subjects || subjects.some((pattern) => covers(pattern, subject)))),
+        (subject === undefined || !subjects || subjects.some((pattern) => fits(pattern, subject)))),
   );
 }
 
@@ -87,13 +104,22 @@ export async function callerOf(token: string, grants: readonly Grant[]): Promise
   return own.length > 0 ? { id: `token ${hexOf(digest)}`, grants: own } : undefined;
 }
 
+/** The bytes that a text in base64 stands for; undefined where it is none. */
+export function bytesOf(base64: string): Uint8Array<ArrayBuffer> | undefined {
+  try {
+    return Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
+  } catch {
+    return undefined;
+  }
+}
+
 /** The entries of a setting. */
-export function entriesOf(setting = ""): string[] {
+function entriesOf(setting = ""): string[] {
   return setting.split(/\s+/).filter((entry) => entry !== "");
 }
 
 /** That an entry cannot be read. */
-export function malformedEntry(name: keyof Tokens, at: number, expected: string): RequestError {
+function malformedEntry(name: keyof Tokens, at: number, expected: string): RequestError {
   return new RequestError("not-configured", `${settingOf[name]}, entry ${at + 1}: expected ${expected}`);
 }
 
@@ -111,6 +137,23 @@ function parsed(scope: Grant["for"], entry: string, at: number) {
     throw malformedEntry(scope, at, expected); // what stands there may be half a token
   }
   return { for: scope, subjects, token };
+}
+
+function secretsIn(setting?: string): Secret[] {
+  const seen = new Set<string>();
+  return entriesOf(setting).map((entry, at) => {
+    const [, subject = "", text = ""] = /^(.+):whsec_(.*)$/.exec(entry) ?? [];
+    const bytes = bytesOf(text);
+    // NATS takes a comma in a subject; here it is more likely that two were meant
+    if (!bytes || bytes.length < leastSecretBytes || !isLiteral(subject) || subject.includes(",")) {
+      const expected = `one subject without wildcards and a secret of ${leastSecretBytes} bytes or more, as in "payments.received:whsec_<base64>"`;
+      throw malformedEntry("webhooks", at, expected);
+    }
+    if (seen.has(`${bytes}`))
+      throw malformedEntry("webhooks", at, "a secret that no other entry has: it would sign for both subjects");
+    seen.add(`${bytes}`);
+    return { subject, bytes };
+  });
 }
 
 async function digestOf(token: string): Promise<Uint8Array> {

@@ -1,8 +1,8 @@
 import type { Context } from "hono";
-import { type Caller, callerOf, grantsIn, opens, type Scope, settingOf, type Tokens } from "./access.ts";
+import { accessIn, type Caller, callerOf, type Grant, opens, type Scope, settingOf, type Tokens } from "./access.ts";
 import { RequestError } from "./problem.ts";
 import { createRateLimit, type RateLimitOptions } from "./rate-limit.ts";
-import { type Signed, signedBy } from "./webhook.ts";
+import { signedBy } from "./webhook.ts";
 
 export interface AdmissionOptions {
   /** The settings that let somebody in; without one what it is for cannot be done. */
@@ -24,11 +24,11 @@ export interface Admission {
   byToken(c: Context, scope: Scope, subject?: string): Promise<Caller>;
   /** Whoever shows any token at all. */
   byAnyToken(c: Context): Promise<Caller>;
-  /** Whoever has signed what `body` brings, for a subject whose stream remembers ids for so long. */
+  /** Whoever has signed what `body` brings for a subject, at a time not further from now than the window. */
   bySignature(
     c: Context,
     subject: string,
-    rememberedMs: number,
+    windowMs: number,
     body: () => Promise<Uint8Array<ArrayBuffer>>,
   ): Promise<{ id: string; payload: Uint8Array<ArrayBuffer> }>;
 }
@@ -37,8 +37,8 @@ export interface Admission {
 const mostRefused = 10_000;
 
 /**
- * Tokens are compared, and signatures verified, for whoever has not just failed to show one too often: such an address waits
- * before. Who has shown a token waits for nobody else.
+ * Every failure to get in counts for its address, and all where no address is known count for one. Where these are too many,
+ * no signature is verified, and nothing else said, until it is time. Who shows a valid token waits for nobody else.
  */
 export function createAdmission({ tokens, address, rateLimit, limit }: AdmissionOptions): Admission {
   const takeTurn = rateLimit && createRateLimit(rateLimit);
@@ -49,20 +49,35 @@ export function createAdmission({ tokens, address, rateLimit, limit }: Admission
     return (await limit?.(c, caller).catch(() => undefined)) ?? takeTurn?.(caller) ?? 0;
   }
 
-  /** What is asked of `check` counts for its address as long as it fails, and for who it is when it has not. */
+  /** What is asked of `check` counts for its address where it fails, and for who it is where it does not. */
   async function admitted<T>(c: Context, check: () => Promise<readonly [caller: string, T]>): Promise<T> {
-    const from = address?.(c);
-    const waitMs = ((from !== undefined && refusedUntil.get(from)) || 0) - Date.now();
-    if (waitMs > 0) throw tooMany(waitMs);
     const [caller, found] = await check().catch(async (error: unknown) => {
-      if (!(error instanceof RequestError) || error.code !== "unauthorized") throw error;
-      const ms = await count(c, `address ${from ?? "unknown"}`);
-      if (ms > 0 && from !== undefined) refuse(from, Date.now() + ms);
+      assertMayTry(c);
+      const from = networkOf(c);
+      const ms = await count(c, `address ${from}`);
+      if (ms > 0) refuse(from, Date.now() + ms);
       throw ms > 0 ? tooMany(ms) : error;
     });
     const ms = await count(c, caller);
     if (ms > 0) throw tooMany(ms);
     return found;
+  }
+
+  function assertMayTry(c: Context): void {
+    const waitMs = (refusedUntil.get(networkOf(c)) ?? 0) - Date.now();
+    if (waitMs > 0) throw tooMany(waitMs);
+  }
+
+  /** Whose failures are counted together: an address, or of IPv6, of which a caller has many, the network. */
+  function networkOf(c: Context): string {
+    const from = address?.(c) ?? "unknown";
+    const url = `http://[${from.replace(/%.*$/, "")}]`; // without the zone of a local address
+    if (!URL.canParse(url)) return from;
+    const whole = new URL(url).hostname.slice(1, -1);
+    if (whole.startsWith("::ffff:")) return whole; // one of IPv4
+    const [head, tail] = whole.split("::").map((part) => part.split(":").filter(Boolean));
+    const groups = [...(head ?? []), ...Array<string>(8).fill("0")].slice(0, 8 - (tail?.length ?? 0));
+    return `${[...groups, ...(tail ?? [])].slice(0, 4).join(":")}::/64`;
   }
 
   function refuse(from: string, until: number): void {
@@ -71,40 +86,37 @@ export function createAdmission({ tokens, address, rateLimit, limit }: Admission
     if (refusedUntil.size > mostRefused && first !== undefined) refusedUntil.delete(first);
   }
 
-  function identify(c: Context, settings: string): Promise<Caller> {
+  function identify(c: Context, setting: string, isSet: (grants: readonly Grant[]) => boolean): Promise<Caller> {
     return admitted(c, async () => {
+      const { grants } = await accessIn(tokens(c));
+      if (!isSet(grants)) throw notSet(setting);
       const token = /^Bearer +(\S+)$/i.exec(c.req.header("Authorization") ?? "")?.[1];
-      const caller = token === undefined ? undefined : await callerOf(token, await grantsIn(tokens(c)));
+      const caller = token === undefined ? undefined : await callerOf(token, grants);
       if (caller) return [caller.id, caller];
       throw new RequestError(
         "unauthorized",
-        `Expected the header \`Authorization: Bearer <token>\` with the token of ${settings}`,
+        `Expected the header \`Authorization: Bearer <token>\` with the token of ${setting}`,
       );
     });
   }
 
   return {
     async byToken(c, scope, subject) {
-      const setting = settingOf[scope];
-      if (!opens(await grantsIn(tokens(c)), scope)) throw notSet(setting);
-      const caller = await identify(c, setting);
+      const caller = await identify(c, settingOf[scope], (grants) => opens(grants, scope));
       if (opens(caller.grants, scope, subject)) return caller;
       throw new RequestError("forbidden", `This token is not for ${c.req.method} ${c.req.path}`);
     },
-    async byAnyToken(c) {
-      if ((await grantsIn(tokens(c))).length === 0) throw notSet(settingOf.admin);
-      return identify(c, settingOf.admin);
-    },
-    async bySignature(c, subject, rememberedMs, body) {
-      const setting = tokens(c).webhooks ?? "";
-      if (setting.trim() === "") throw notSet(settingOf.webhooks);
-      return admitted(c, async () => {
-        const signed: Signed = signedBy(c.req.raw.headers, { setting, subject, rememberedMs, now: Date.now() });
+    byAnyToken: (c) => identify(c, settingOf.admin, (grants) => grants.length > 0),
+    bySignature: (c, subject, windowMs, body) =>
+      admitted(c, async () => {
+        assertMayTry(c); // a body is read, and that costs
+        const { secrets } = await accessIn(tokens(c));
+        if (secrets.length === 0) throw notSet(settingOf.webhooks);
+        const signed = signedBy(c.req.raw.headers, { secrets, subject, windowMs, now: () => Date.now() });
         const payload = await body();
         await signed.verify(payload);
         return [`webhook ${subject}`, { id: signed.id, payload }];
-      });
-    },
+      }),
   };
 }
 

@@ -22,7 +22,7 @@ import { openApiOf } from "./openapi.ts";
 import { problem, problemOf, RequestError } from "./problem.ts";
 import type { RateLimitOptions } from "./rate-limit.ts";
 import { publicStream } from "./subjects.ts";
-import { isVisible } from "./webhook.ts";
+import { isVisible, longestWindowMs } from "./webhook.ts";
 
 /** What an app's HTTP surface lets be chosen, on every platform. */
 export interface SurfaceOptions {
@@ -83,12 +83,14 @@ export function createHttp(app: App, options: HttpOptions): Hono {
   };
   http.use(methodNotAllowed({ app: http, onMethodNotAllowed }));
 
+  const requestMsOf = (c: Context) => Math.min(maxRequestMs, options.remaining?.(c) ?? Infinity);
+
   /** Does something over a connection of the request's own, within its time. */
   async function connected<T>(
     c: Context,
     act: (connection: Connection, leftMs: () => number) => Promise<T>,
   ): Promise<T> {
-    const requestMs = Math.min(maxRequestMs, options.remaining?.(c) ?? Infinity);
+    const requestMs = requestMsOf(c);
     const deadline = Date.now() + requestMs;
     const connection = await options.connect(c, requestMs / 2);
     try {
@@ -105,12 +107,14 @@ export function createHttp(app: App, options: HttpOptions): Hono {
   async function received(c: Context, subject: string) {
     const payload = () => {
       assertJson(c);
-      return bodyOf(c.req.raw);
+      return bodyOf(c.req.raw, requestMsOf(c));
     };
     const isSigned = c.req.header("Authorization") === undefined && c.req.header("webhook-signature") !== undefined;
     if (isSigned) {
       const rememberedMs = app.streams.find((stream) => schemaOf(stream, subject))?.duplicateWindowMs ?? 0;
-      const signed = await admission.bySignature(c, subject, rememberedMs, payload);
+      // the last of two that is let in is stored within a request's time, and has to be a duplicate of the first even then
+      const windowMs = Math.min(longestWindowMs, (rememberedMs - maxRequestMs) / 2);
+      const signed = await admission.bySignature(c, subject, windowMs, payload);
       assertQuery(c); // nobody has signed that it is to be released later
       if (c.req.header("Idempotency-Key") !== undefined)
         throw malformed("Expected no Idempotency-Key beside webhook-id, which is the message's id");
@@ -189,8 +193,9 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     await admission.byToken(c, "schedules");
     assertQuery(c);
     assertJson(c);
-    const { subject, data, ...when } = await objectOf(c.req.raw);
-    if (typeof subject !== "string") throw malformed(`Expected subject to be a string, got ${JSON.stringify(subject)}`);
+    const { subject, data, ...when } = await objectOf(c.req.raw, requestMsOf(c));
+    if (typeof subject !== "string")
+      throw malformed(`Expected subject to be a string, got ${JSON.stringify(subject)?.slice(0, 300)}`);
     publicStream(app, subject, true);
     const made = await onSchedules(c, (schedules) =>
       schedules.schedule(subject, data, when as unknown as ScheduleOptions),
@@ -231,8 +236,8 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     return c.json(health, 503, { "Retry-After": "30" });
   });
   http.get("/openapi.json", async (c) => {
-    await admission.byAnyToken(c);
-    return c.json(openApiOf(app));
+    const { grants } = await admission.byAnyToken(c);
+    return c.json(openApiOf(app, grants));
   });
   return http;
 

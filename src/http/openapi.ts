@@ -1,6 +1,8 @@
 import type { StandardJSONSchemaV1 } from "@standard-schema/spec";
 import type { App } from "../app.ts";
+import { overlaps } from "../define/subject.ts";
 import type { Schema } from "../schema.ts";
+import { type Grant, opens, type Scope } from "./access.ts";
 import { type ProblemCode, problemCodes, statusOf, typeOf } from "./problem.ts";
 
 type Json = Record<string, unknown>;
@@ -29,7 +31,7 @@ function operation(
   summary: string,
   [status, description, schema]: readonly [status: number, description: string, schema?: unknown],
   problems: readonly ProblemCode[],
-  more: Json = {},
+  { responses = {}, ...more }: Json & { responses?: Json } = {},
 ): Json {
   const codes = [...always, ...problems];
   const statuses = [...new Set(codes.map(statusOf))].toSorted((a, b) => a - b);
@@ -40,13 +42,18 @@ function operation(
     responses: {
       [status]: { description, ...json(schema ?? { type: "object" }) },
       ...Object.fromEntries(statuses.map((one) => [one, ref("responses", "Problem")])),
+      ...responses,
     },
     ...more,
   };
 }
 
-/** The OpenAPI 3.1 document of an app's HTTP surface. */
-export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "name" | "streams" | "bindings">): Json {
+/** The OpenAPI 3.1 document of an app's HTTP surface: of all of it, or of what these grants open. */
+export function openApiOf(
+  { name = "sortie", streams, bindings }: Pick<App, "name" | "streams" | "bindings">,
+  grants?: readonly Grant[],
+): Json {
+  const isOpen = (scope: Scope, subject?: string) => !grants || opens(grants, scope, subject, overlaps);
   const subjects = streams.flatMap(({ schemas, schedules }) =>
     Object.entries(schemas).map(([subject, schema]) => ({ subject, schema, isTimed: schedules !== false })),
   );
@@ -64,7 +71,8 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
   const stored = object({ stream: text, sequence: { type: "integer" }, duplicate: { type: "boolean" } }, "stream");
   const scheduled = object({ schedule: ref("schemas", "Schedule") }, "schedule");
 
-  const publishing = subjects.map(({ subject, schema, isTimed }, at) => {
+  const published = subjects.filter(({ subject }) => isOpen("publish", subject));
+  const publishing = published.map(({ subject, schema, isTimed }, at) => {
     const wild: Json[] = [];
     const path = subject
       .split(".")
@@ -78,7 +86,7 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
       `publish${at}`,
       `Publishes a message to ${subject}`,
       [202, "It is stored", { anyOf: [stored, scheduled] }],
-      ["unknown-subject", "payload-too-large", "unsupported-media-type", "invalid-payload"],
+      ["unknown-subject", "request-timeout", "payload-too-large", "unsupported-media-type", "invalid-payload"],
       {
         security: [{ bearer: [] }, { webhook: [] }],
         parameters: [...wild, key, ...(isTimed ? later : [])],
@@ -112,70 +120,87 @@ export function openApiOf({ name = "sortie", streams, bindings }: Pick<App, "nam
       { parameters: one },
     );
   const data = { description: "What its subject's schema takes" };
+  const invocations: Json = {
+    ...(consumers.length > 0 && {
+      "/run/{consumer}": run("/run", "One invocation of a consumer", { parameters: named }, "consumer-unknown"),
+    }),
+    "/release": run("/release", "One invocation that releases what is due", {}),
+  };
+  const scheduling: Json = {
+    "/schedules": {
+      get: operation(
+        "listSchedules",
+        "Those that wait",
+        [200, "A page", object({ schedules: { type: "array", items: ref("schemas", "Schedule") }, next: text })],
+        [],
+        {
+          parameters: [
+            stream,
+            parameter("query", "prefix", "Only ids that begin so"),
+            ...["from", "to"].map((name) => parameter("query", name, "A time", { ...text, format: "date-time" })),
+            parameter("query", "limit", "The most of them", { type: "integer", minimum: 1, maximum: 500 }),
+            parameter("query", "after", "The next of the page before"),
+          ],
+        },
+      ),
+      post: operation(
+        "schedule",
+        "Schedules a message, once or time and again",
+        [201, "It is made", scheduled],
+        ["unknown-subject", "request-timeout", "payload-too-large", "unsupported-media-type", "schedule-refused"],
+        {
+          requestBody: {
+            required: true,
+            ...json(
+              object(
+                {
+                  subject: { ...text, examples: subjects.map(({ subject }) => subject) },
+                  data,
+                  ...Object.fromEntries(
+                    "id at cron timeZone overlap catchUp jitter until".split(" ").map((name) => [name, text]),
+                  ),
+                  ...Object.fromEntries(["in", "every"].map((name) => [name, { type: ["string", "number"] }])),
+                },
+                "subject",
+                "data",
+              ),
+            ),
+          },
+        },
+      ),
+    },
+    "/schedules/{id}": {
+      get: operation("getSchedule", "What is known of one", [200, "It", scheduled], ["schedule-unknown"], {
+        parameters: one,
+      }),
+      delete: change("cancel", ["already-fired"]),
+    },
+    "/schedules/{id}/fire": { post: change("fire", ["already-fired"]) },
+    "/schedules/{id}/pause": { post: change("pause", []) },
+    "/schedules/{id}/resume": { post: change("resume", []) },
+  };
+  const all = { type: "array", items: { type: "object" } };
+  const health = object(
+    { status: { enum: ["ok", "failing"] }, server: { type: "object" }, streams: all, consumers: all },
+    "status",
+  );
 
   return {
     openapi: "3.1.0",
     info: { title: name, version: "1" },
     paths: {
       ...Object.fromEntries(publishing),
-      ...(consumers.length > 0 && {
-        "/run/{consumer}": run("/run", "One invocation of a consumer", { parameters: named }, "consumer-unknown"),
-      }),
-      "/release": run("/release", "One invocation that releases what is due", {}),
-      "/schedules": {
-        get: operation(
-          "listSchedules",
-          "Those that wait",
-          [200, "A page", object({ schedules: { type: "array", items: ref("schemas", "Schedule") }, next: text })],
-          [],
-          {
-            parameters: [
-              stream,
-              parameter("query", "prefix", "Only ids that begin so"),
-              ...["from", "to"].map((name) => parameter("query", name, "A time", { ...text, format: "date-time" })),
-              parameter("query", "limit", "The most of them", { type: "integer", minimum: 1, maximum: 500 }),
-              parameter("query", "after", "The next of the page before"),
-            ],
-          },
-        ),
-        post: operation(
-          "schedule",
-          "Schedules a message, once or time and again",
-          [201, "It is made", scheduled],
-          ["unknown-subject", "payload-too-large", "unsupported-media-type", "schedule-refused"],
-          {
-            requestBody: {
-              required: true,
-              ...json(
-                object(
-                  {
-                    subject: { ...text, examples: subjects.map(({ subject }) => subject) },
-                    data,
-                    ...Object.fromEntries(
-                      "id at cron timeZone overlap catchUp jitter until".split(" ").map((name) => [name, text]),
-                    ),
-                    ...Object.fromEntries(["in", "every"].map((name) => [name, { type: ["string", "number"] }])),
-                  },
-                  "subject",
-                  "data",
-                ),
-              ),
+      ...(isOpen("run") && invocations),
+      ...(isOpen("schedules") && scheduling),
+      "/health": {
+        get: operation("health", "Whether it is there; with a token, how it is", [200, "It is", health], [], {
+          security: [{}, { bearer: [] }],
+          responses: {
+            503: {
+              description: "Something is missing, or it cannot be looked at",
+              content: { ...json(health).content, "application/problem+json": { schema: ref("schemas", "Problem") } },
             },
           },
-        ),
-      },
-      "/schedules/{id}": {
-        get: operation("getSchedule", "What is known of one", [200, "It", scheduled], ["schedule-unknown"], {
-          parameters: one,
-        }),
-        delete: change("cancel", ["already-fired"]),
-      },
-      "/schedules/{id}/fire": { post: change("fire", ["already-fired"]) },
-      "/schedules/{id}/pause": { post: change("pause", []) },
-      "/schedules/{id}/resume": { post: change("resume", []) },
-      "/health": {
-        get: operation("health", "Whether it is there; with a token, how it is", [200, "It is"], [], {
-          security: [{}, { bearer: [] }],
         }),
       },
       "/openapi.json": { get: operation("openapi", "This document", [200, "It"], []) },

@@ -17,6 +17,7 @@ export type ProblemCode =
   | "idempotency-key-reused"
   | "schedule-unknown"
   | "already-fired"
+  | "request-timeout"
   | "method-not-allowed"
   | "internal";
 
@@ -37,6 +38,7 @@ const problems: Partial<Record<ProblemCode, Problem>> = {
   "consumer-unknown": { status: 404, title: "There is no such consumer" },
   "already-fired": { status: 409, title: "The schedule has fired" },
   "unknown-subject": { status: 404, title: "The subject is not one of this app's" },
+  "request-timeout": { status: 408, title: "The request took too long to come" },
   "payload-too-large": { status: 413, title: "The payload is too large" },
   "unsupported-media-type": { status: 415, title: "The payload must be application/json" },
   "invalid-request": { status: 400, title: "The request is malformed" },
@@ -110,6 +112,11 @@ export function problemOf(c: Context, error: unknown) {
   if (error instanceof SortieError && error.code === "connection-failed") {
     // where NATS is, and how one logs in there, is nothing to callers
     const detail = "NATS did not take the connection; the function's log says why";
+    return problem(c, error.code, detail, { logged: error.message });
+  }
+  if (error instanceof SortieError && error.code === "not-configured") {
+    const setting = /^(NATS|SORTIE)_[A-Z_]+/.exec(error.message)?.[0] ?? "A setting";
+    const detail = `${setting} is not as expected; the function's log says why`; // it may hold where NATS is, or a secret
     return problem(c, error.code, detail, { logged: error.message });
   }
   if (error instanceof SortieError && problems[error.code]) return problem(c, error.code, error.message);

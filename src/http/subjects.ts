@@ -5,7 +5,7 @@ import { streamFor } from "../publish/outgoing.ts";
 import { RequestError } from "./problem.ts";
 
 /** What belongs to NATS or to Sortie, whatever the app's own patterns let in. */
-const reserved = /^(\$|_INBOX\.|_R_\.|sortie\.)/i;
+const reserved = /^(\$|(_INBOX|_R_|_GR_|_SYS|sortie)(\.|$))/i;
 
 /**
  * The stream of a subject that can be published to from outside: it has a schema for it, and it is none that only NATS,

@@ -6,6 +6,7 @@ import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
 import { pause, within } from "../nats/within.ts";
 import { prepare, streamFor } from "../publish/outgoing.ts";
 import { isOutrun, publish } from "../publish/publish.ts";
+import { decode } from "../schema.ts";
 import {
   changeable,
   nativeFor,
@@ -495,7 +496,7 @@ function startsWith(token: string, prefix: string): boolean {
 
 function payloadOf({ data }: StoredMessage): { data?: unknown } {
   try {
-    return { data: JSON.parse(new TextDecoder().decode(data)) };
+    return { data: decode("a schedule", data) };
   } catch {
     return {};
   }

@@ -375,7 +375,19 @@ it(`stands ${count} requests, and stores what it has taken and nothing else`, { 
   if (count > 1_000) process.stdout.write(`${JSON.stringify(statuses)}\n`);
   expect(statuses[202]).toBeGreaterThan(count / 50);
   expect(new Set(Object.keys(statuses).map(Number))).toEqual(
-    new Set([...Object.keys(statuses).map(Number), 200, 201, 400, 401, 403, 404, 405, 415, 422]),
+    // of a thousand there are seeds of which none asks with another media type
+    new Set([
+      ...Object.keys(statuses).map(Number),
+      200,
+      201,
+      400,
+      401,
+      403,
+      404,
+      405,
+      422,
+      ...(count > 1_000 ? [415] : []),
+    ]),
   );
 
   expect(await system.jsm.streams.names().next()).toEqual(streams);

@@ -1,8 +1,9 @@
+import { headers as natsHeaders } from "@nats-io/nats-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import * as z from "zod";
 import { createHttp } from "../../src/http/http.ts";
 import { createApp, defineStream } from "../../src/index.ts";
-import { connect } from "../../src/nats/connection.ts";
+import { connect, disconnect } from "../../src/nats/connection.ts";
 import { silent, startPeer } from "../support/peers.ts";
 import { type System, startSystem } from "../support/system.ts";
 
@@ -10,6 +11,8 @@ const orders = defineStream("ORDERS", {
   subjects: {
     "orders.placed": z.object({ orderId: z.string(), items: z.array(z.object({ price: z.number() })).default([]) }),
     "notes.*": z.string(),
+    "any.x": z.json(),
+    "strict.x": z.strictObject({}),
   },
   captures: ["dead.>"],
 });
@@ -22,13 +25,13 @@ beforeAll(async () => {
 });
 afterAll(() => system[Symbol.asyncDispose]());
 
-function httpWith(options: { url?: string; token?: string | undefined } = {}) {
-  const { url = system.server.url } = options;
+function httpWith(options: { url?: string; token?: string | undefined; ms?: number } = {}) {
+  const { url = system.server.url, ms = 2_000 } = options;
   const token = "token" in options ? options.token : "s3cret";
   return createHttp(app, {
     connect: (_c, ms) => connect({ url }, ms),
     tokens: () => ({ publish: token, schedules: token }),
-    remaining: () => 2_000,
+    remaining: () => ms,
   });
 }
 
@@ -243,6 +246,75 @@ describe("POST /publish/{subject}", () => {
       { path: "orderId", message: expect.stringContaining("expected string") },
       { path: "items[1].price", message: expect.stringContaining("expected number") },
     ]);
+  });
+
+  it("names some of many failing paths, each in some of its words", async () => {
+    const items = `{"orderId":"1","items":[${"1,".repeat(9_999)}1]}`;
+    const { answer } = await post({ body: items });
+    expect(answer.errors).toHaveLength(21);
+    expect((answer.errors as object[]).at(-1)).toEqual({ path: "", message: "… and 9980 more" });
+    const { answer: long } = await post({ subject: "strict.x", body: `{"${"k".repeat(100_000)}":1}` });
+    for (const one of [answer, long]) expect(JSON.stringify(one).length).toBeLessThan(10_000);
+  });
+
+  it("takes what is nested 512 deep, and nothing deeper", async () => {
+    const nested = (depth: number) => `${"[".repeat(depth)}"[[\\"[["${"]".repeat(depth)}`;
+    const headers = { "Idempotency-Key": "deep" };
+    const query = "?delay=1h";
+    for (let n = 0; n < 2; n++)
+      expect((await post({ subject: "any.x", body: nested(512), headers, query })).status).toBe(202);
+    for (const depth of [513, 100_000])
+      expect(await post({ subject: "any.x", body: nested(depth) })).toMatchObject({
+        status: 422,
+        answer: { type: "urn:sortie:problem:invalid-payload", detail: expect.stringContaining("512 levels at most") },
+      });
+    const json = { Authorization: "Bearer s3cret", "Content-Type": "application/json" };
+    for (const field of ["data", "in"]) {
+      const body = `{"subject":"any.x","data":1,"in":"1h","${field}":${nested(100_000)}}`;
+      expect((await httpWith().request("/schedules", { method: "POST", headers: json, body })).status).toBe(400);
+    }
+    // what somebody else has put there is listed without what cannot be printed
+    const stored = { subject: "sortie.schedule.ORDERS.foreign", headers: natsHeaders() };
+    stored.headers.set("Nats-Schedule", `@at ${new Date(Date.now() + 3_600_000).toISOString()}`);
+    stored.headers.set("Nats-Schedule-Target", "any.x");
+    stored.headers.set("Sortie-Id", "foreign");
+    const connection = await system.connect();
+    await connection.request(stored.subject, nested(100_000), { headers: stored.headers, timeout: 2_000 });
+    disconnect(connection);
+    const listed = await httpWith().request("/schedules?stream=ORDERS", { headers: json });
+    expect(listed.status).toBe(200);
+    expect((await listed.json()) as object).toMatchObject({
+      schedules: expect.arrayContaining([expect.objectContaining({ id: "foreign" })]),
+    });
+  });
+
+  it("waits for a body no longer than a request may take, and refuses one that breaks off", async () => {
+    const cancelled = Promise.withResolvers<void>();
+    const endless = new ReadableStream<Uint8Array>({
+      pull: () => new Promise(() => {}),
+      cancel: () => cancelled.resolve(),
+    });
+    const broken = new ReadableStream<Uint8Array>({ pull: (controller) => controller.error(new Error("reset")) });
+    const http = httpWith({ ms: 30 });
+    for (const [body, status] of [
+      [endless, 408],
+      [broken, 400],
+    ] as const) {
+      const headers = { Authorization: "Bearer s3cret", "Content-Type": "application/json" };
+      const asked = { method: "POST", headers, body, duplex: "half" } as RequestInit;
+      expect((await http.request("/publish/notes.x", asked)).status).toBe(status);
+    }
+    await cancelled.promise;
+  });
+
+  it("tells which setting of NATS is wrong, and nothing of what stands in it", async () => {
+    for (const url of ["nats://nats.internal.example:4222", "ws://u:p%zz@nats.internal.example"]) {
+      const { status, answer } = await post({ http: httpWith({ url }) });
+      expect({ status, detail: answer.detail }).toEqual({
+        status: 503,
+        detail: "NATS_URL is not as expected; the function's log says why",
+      });
+    }
   });
 
   it("reads the scheme in any case, the token in its own, and no body without it", async () => {

@@ -1,6 +1,7 @@
 import { Validator } from "@seriousme/openapi-schema-validator";
 import { describe, expect, it } from "vitest";
 import * as z from "zod";
+import { accessIn, type Tokens } from "../../src/http/access.ts";
 import { createHttp } from "../../src/http/http.ts";
 import { openApiOf } from "../../src/http/openapi.ts";
 import { createApp, defineConsumer, defineStream } from "../../src/index.ts";
@@ -58,6 +59,30 @@ describe("GET /openapi.json", () => {
         },
         "/run/{consumer}": { post: { parameters: [{ schema: { enum: ["billing", "same"] } }, {}] } },
       },
+    });
+  });
+
+  it("tells a caller of what its tokens open, and says both of what /health answers", async () => {
+    const pathsFor = async (setting: Tokens) => {
+      const { grants } = await accessIn(setting);
+      return Object.keys(openApiOf(app, grants).paths as object);
+    };
+    const open = ["/health", "/openapi.json"];
+    expect(await pathsFor({ publish: "orders.placed,notes.*:token-0123456789" })).toEqual([
+      "/publish/orders.placed",
+      "/publish/notes.{token1}", // some of it
+      ...open,
+    ]);
+    expect(await pathsFor({ run: "token-0123456789" })).toEqual(["/run/{consumer}", "/release", ...open]);
+    expect(await pathsFor({ admin: "token-0123456789" })).toEqual(Object.keys(openApiOf(app).paths as object));
+    const scheduling = await pathsFor({ schedules: "token-0123456789" });
+    expect(scheduling.every((path) => /^.(schedules|health|openapi)/.test(path))).toBe(true);
+    const { responses } = (openApiOf(app).paths as Record<string, { get: { responses: Record<string, object> } }>)[
+      "/health"
+    ]?.get ?? { responses: {} };
+    expect(responses).toMatchObject({
+      200: { content: { "application/json": {} } },
+      503: { content: { "application/json": {}, "application/problem+json": {} } },
     });
   });
 

@@ -16,6 +16,7 @@ export const secrets = {
   admin: "admin-token-0123456789",
   cron: "cron:secret-0123456789",
   webhook: Buffer.from("a secret of twenty-four bytes or more").toString("base64"),
+  webhookOther: Buffer.from("the secret of another subject, as each has one").toString("base64"),
   webhookBefore: Buffer.from("another secret, which is being replaced").toString("base64"),
 };
 
@@ -25,7 +26,7 @@ export const tokens = {
   run: secrets.run,
   admin: secrets.admin,
   cron: secrets.cron,
-  webhooks: `orders.placed,orders.failed:whsec_${secrets.webhook}\norders.placed:whsec_${secrets.webhookBefore}`,
+  webhooks: `orders.placed:whsec_${secrets.webhook}\norders.placed:whsec_${secrets.webhookBefore} orders.failed:whsec_${secrets.webhookOther}`,
 };
 
 const Order = z.object({ orderId: z.string().min(1).max(40), cents: z.int().positive().default(1) });
