@@ -27,7 +27,7 @@ function remote(lender: Lender): RemoteLender {
     return async (...args: Args) => structuredClone(await call(...structuredClone(args)));
   };
   return {
-    about: crossing(() => lender.about()),
+    about: crossing((ms) => lender.about(ms)),
     request: crossing((asked) => lender.request(asked)),
     session(version) {
       const session: Promise<LentSession> = lender.session(version);
@@ -42,7 +42,7 @@ function remote(lender: Lender): RemoteLender {
 }
 
 async function borrowing(lender: Lender): Promise<Connection> {
-  const about = await lender.about();
+  const about = await lender.about(5_000);
   if ("error" in about) throw new Error(JSON.stringify(about.error));
   return borrow(remote(lender), about, () => {});
 }
@@ -105,7 +105,7 @@ describe.concurrent("a connection that is lent", () => {
   it("ends for who does not take what was delivered, and for nobody else", async ({ expect }) => {
     await using system = await startSystem(app);
     const lender = lending((ms) => connect({ url: system.server.url }, ms), { bytes: 50_000 });
-    const about = await lender.about();
+    const about = await lender.about(5_000);
     const version = "info" in about ? about.info.version : "";
     const [idle, other] = [await lender.session(version), await borrowing(lender)];
     await idle.send([{ subscribe: 1, subject: "flood" }]);
