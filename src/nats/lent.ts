@@ -74,6 +74,13 @@ export function lend({ outstanding: most, bytes: mostBytes, ...keeping }: Lendin
     );
   }
 
+  function tooSlow(held: number): SortieError {
+    return new SortieError(
+      "overloaded",
+      `The hub holds ${held} bytes that this session has subscribed to and not taken, of ${bytes} in hand, and takes a quarter of ${mostBytes} at most: pull what comes in such numbers`,
+    );
+  }
+
   function free(size: number): void {
     bytes -= size;
     accounts.release();
@@ -140,7 +147,7 @@ export function lend({ outstanding: most, bytes: mostBytes, ...keeping }: Lendin
       if (isOver) return;
       // what was not asked for ends this session, before the server takes the connection of all for a slow one
       if (!isAskedFor && (bytes + size > mostBytes || flooded + size > mostBytes / 4)) {
-        over(overloaded());
+        over(tooSlow(flooded));
         return;
       }
       news.push({ one, size, isAskedFor });
