@@ -39,6 +39,12 @@ const ended = new SortieError("connection-lost", "The session has ended");
 /** The most that one `next` hands over, but for a message that is larger: Workers RPC takes 32 MiB. */
 const mostAtOnce = 8 * 1024 * 1024;
 
+/**
+ * The most that pulls may ask for at the same time. A server writes all that waits as one WebSocket message, and workerd closes
+ * the socket at 32 MiB.
+ */
+const mostPulled = 24 * 1024 * 1024;
+
 /** What is smaller than that is not worth being counted on its own. */
 const smallBytes = 64 * 1024;
 
@@ -60,7 +66,7 @@ export function lend({ outstanding: most, bytes: mostBytes, ...keeping }: Lendin
   let bytes = 0;
   const sessions = new Set<{ readonly until: number; end(): void }>();
   const kept = standingConnection({ ...keeping, isBusy });
-  const accounts = openPullAccounts(mostBytes, () => bytes);
+  const accounts = openPullAccounts(Math.min(mostBytes, mostPulled), () => bytes);
 
   function isBusy(): boolean {
     for (const { until, end } of sessions) if (until < Date.now()) end();
