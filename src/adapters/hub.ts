@@ -1,6 +1,6 @@
 import { DurableObject, RpcTarget } from "cloudflare:workers";
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, textOf } from "../errors.ts";
 import { borrow } from "../nats/borrowed.ts";
 import type { Connection } from "../nats/connection.ts";
 import { lend } from "../nats/lent.ts";
@@ -14,7 +14,7 @@ import {
   type WireRequest,
 } from "../nats/remote.ts";
 import { within } from "../nats/within.ts";
-import { connectWith, type Settings } from "./settings.ts";
+import { connectWith, logJson, type Settings } from "./settings.ts";
 import { openUpgraded } from "./upgraded-socket.ts";
 
 export interface HubOptions {
@@ -48,10 +48,11 @@ export function createHub({ outstanding = 5_000, bytes = 32 * 1024 * 1024, idle 
       outstanding,
       bytes,
       idleMs,
+      onFailed: (error) => logJson({ event: "hub", error: textOf(error) }),
     });
 
-    about() {
-      return this.#lender.about();
+    about(ms: number) {
+      return this.#lender.about(ms);
     }
 
     request(asked: WireRequest) {
@@ -119,7 +120,7 @@ export function viaHub<Env>(
 ): ViaHub<Env> {
   if (!(Number.isInteger(connections) && connections >= 1))
     throw new SortieError("invalid-option", `connections: expected a whole number from 1 on, got ${connections}`);
-  let known: About | undefined; // asking before each request would be a round trip of its own
+  const known = new Map<string, About>(); // asking before each request would be a round trip of its own
 
   return async (env, ms) => {
     const hubs = namespace(env);
@@ -129,20 +130,22 @@ export function viaHub<Env>(
         "The hub's binding is missing: expected a Durable Object binding and its migration in wrangler.toml, as docs/deploy/cloudflare.md shows",
       );
     }
-    const hub = hubs.getByName(`sortie-hub-${Math.floor(Math.random() * connections)}`) as RemoteLender;
-    const about = known ?? (await askAbout(hub, ms));
-    known = about;
-    return borrow(hub, about, () => {
-      known = undefined;
-    });
+    const name = `sortie-hub-${Math.floor(Math.random() * connections)}`;
+    const hub = hubs.getByName(name) as RemoteLender;
+    const about = known.get(name) ?? (await askAbout(hub, ms));
+    known.set(name, about);
+    return borrow(hub, about, () => known.delete(name));
   };
 }
 
+/** How much sooner the hub answers than who asks gives up: it knows why there is no connection. */
+const soonerMs = 500;
+
 async function askAbout(hub: RemoteLender, ms: number): Promise<About> {
-  const asked = hub.about().catch((error: unknown) => {
-    throw new SortieError("connection-failed", `The hub could not be reached: ${error}`, { cause: error });
+  const asked = within(ms, "asking the hub", hub.about(Math.max(ms / 2, ms - soonerMs)));
+  const told = await asked.catch((error: unknown) => {
+    throw new SortieError("connection-failed", `The hub could not be reached: ${textOf(error)}`, { cause: error });
   });
-  const told = await within(ms, "asking the hub", asked);
   if ("error" in told) throw errorFromWire(told.error);
   return told;
 }

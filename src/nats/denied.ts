@@ -14,7 +14,7 @@ export const permissionsHint =
 export function explainingDenial(request: NatsConnection["request"]): NatsConnection["request"] {
   return (...asked) =>
     request(...asked).catch((error: unknown) => {
-      if (!isDenied(error)) throw error;
+      if (error instanceof SortieError || !isDenied(error)) throw error; // it has been explained already
       const { message } = error as Error;
       throw new SortieError("permission-denied", `${message}: this login lacks it. ${permissionsHint}`, {
         cause: error,

@@ -6,9 +6,9 @@ import {
   RequestError,
   TimeoutError,
 } from "@nats-io/nats-core";
-import { type ErrorCode, SortieError } from "../errors.ts";
+import { type ErrorCode, SortieError, textOf } from "../errors.ts";
 import type { Connection } from "./connection.ts";
-import { isNoResponders, isTimeout } from "./jetstream.ts";
+import { isConnectionLost, isNoResponders, isTimeout } from "./jetstream.ts";
 
 // A connection that someone else holds: what crosses between the two is plain data.
 
@@ -20,8 +20,8 @@ export interface About {
 
 /** Who holds a connection and lends it to others. */
 export interface Lender {
-  /** What the server is; `error` where it cannot be reached. */
-  about(): Promise<About | { readonly error: WireError }>;
+  /** What the server is; `error` where it cannot be reached within `ms`. */
+  about(ms: number): Promise<About | { readonly error: WireError }>;
   /** Asks, and answers what the server did. */
   request(asked: WireRequest): Promise<WireAnswer>;
   /** For who publishes without asking, and subscribes. */
@@ -49,7 +49,7 @@ export interface WireRequest extends WirePublish {
   readonly version: string;
 }
 
-interface WirePublish {
+export interface WirePublish {
   readonly subject: string;
   readonly payload: Uint8Array | string;
   /** As they go to the server. */
@@ -71,7 +71,7 @@ export type WireNews =
 
 export type WireAnswer = { readonly message: WireMessage } | { readonly error: WireError };
 
-interface WireMessage {
+export interface WireMessage {
   readonly subject: string;
   readonly data: Uint8Array;
   readonly headers?: Uint8Array | undefined;
@@ -143,8 +143,13 @@ export function errorToWire(error: unknown): WireError {
   if (error instanceof SortieError) return { kind: "sortie", code: error.code, message: error.message };
   if (isNoResponders(error)) return { kind: "no-responders" };
   if (isTimeout(error)) return { kind: "timeout" };
+  if (isConnectionLost(error)) return { kind: "sortie", code: "connection-lost", message: lost(error) };
   const { name, message } = error instanceof Error ? error : new Error(String(error));
   return { kind: "other", name, message };
+}
+
+function lost(error: unknown): string {
+  return `The hub's connection to NATS was lost: ${textOf(error)}`;
 }
 
 /** The error as the client would have thrown it; `subject` is what was asked. */

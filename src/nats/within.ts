@@ -10,7 +10,8 @@ import { SortieError } from "../errors.ts";
  */
 export const crashPoints: { reached?: (point: string, phase: "before" | "after") => void } = {};
 
-const longestMs = 0x7fffffff; // a timer for longer would ring at once
+/** A timer for longer would ring at once. */
+export const longestMs = 0x7fffffff;
 
 /** Waits for what ends by itself in time. */
 export async function point<T>(what: string, promise: PromiseLike<T>): Promise<T> {

@@ -1,14 +1,15 @@
+import { ClosedConnectionError, headers, RequestError } from "@nats-io/nats-core";
 import { describe, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream } from "../../src/index.ts";
 import { borrow } from "../../src/nats/borrowed.ts";
 import { type Connection, connect } from "../../src/nats/connection.ts";
 import { type LendingOptions, lend } from "../../src/nats/lent.ts";
-import type { Lender, LentSession, RemoteLender } from "../../src/nats/remote.ts";
+import { errorToWire, type Lender, type LentSession, type RemoteLender } from "../../src/nats/remote.ts";
 import { publish } from "../../src/publish/publish.ts";
 import { asFunction, functionDenied } from "../support/logins.ts";
 import { monitoring } from "../support/monitoring.ts";
-import { startProxy } from "../support/peers.ts";
+import { silent, startPeer, startProxy } from "../support/peers.ts";
 import { startSystem } from "../support/system.ts";
 
 const text = z.union([z.string(), z.number()]);
@@ -27,7 +28,7 @@ function remote(lender: Lender): RemoteLender {
     return async (...args: Args) => structuredClone(await call(...structuredClone(args)));
   };
   return {
-    about: crossing(() => lender.about()),
+    about: crossing((ms) => lender.about(ms)),
     request: crossing((asked) => lender.request(asked)),
     session(version) {
       const session: Promise<LentSession> = lender.session(version);
@@ -42,9 +43,17 @@ function remote(lender: Lender): RemoteLender {
 }
 
 async function borrowing(lender: Lender): Promise<Connection> {
-  const about = await lender.about();
+  const about = await lender.about(5_000);
   if ("error" in about) throw new Error(JSON.stringify(about.error));
   return borrow(remote(lender), about, () => {});
+}
+
+/** What a borrower would ask. */
+const asked = (subject: string) => ({ subject, payload: "", timeout: 5_000, version: "" });
+
+async function versionOf(lender: Lender): Promise<string> {
+  const about = await lender.about(5_000);
+  return "info" in about ? about.info.version : "";
 }
 
 const outgoing = (subject: string, text = "1") => ({
@@ -65,6 +74,7 @@ describe.concurrent("a connection that is lent", () => {
     const connection = await borrowing(lender);
     await expect(publish(connection, outgoing("jobs.secret"), 5_000)).rejects.toMatchObject({
       code: "permission-denied",
+      message: expect.not.stringMatching(/npx sortie.*npx sortie/), // it says once what to do
     });
     await expect(publish(connection, { ...outgoing("nobody.here"), stream: "" }, 1_000)).rejects.toMatchObject({
       code: "stream-missing",
@@ -105,9 +115,7 @@ describe.concurrent("a connection that is lent", () => {
   it("ends for who does not take what was delivered, and for nobody else", async ({ expect }) => {
     await using system = await startSystem(app);
     const lender = lending((ms) => connect({ url: system.server.url }, ms), { bytes: 50_000 });
-    const about = await lender.about();
-    const version = "info" in about ? about.info.version : "";
-    const [idle, other] = [await lender.session(version), await borrowing(lender)];
+    const [idle, other] = [await lender.session(await versionOf(lender)), await borrowing(lender)];
     await idle.send([{ subscribe: 1, subject: "flood" }]);
     await other.request("$JS.API.INFO", ""); // after it, over the same connection
     for (let n = 0; n < 60; n++) system.tcp.publish("flood", "x".repeat(1_000));
@@ -136,9 +144,104 @@ describe.concurrent("a connection that is lent", () => {
     await expect.poll(async () => (await borrowing(lender)).info?.version).toBe(first.info?.version);
     expect((await monitor.connections("all")).length - before).toBe(2);
     await expect.poll(() => monitor.connections()).toHaveLength(1); // the frozen one, which the server has not missed yet
+    const [major, minor] = first.info?.version.split(".") ?? [];
+    const alike = await lender.session(`${major}.${minor}.999`);
+    expect(await alike.request({ ...asked("$JS.API.INFO"), version: `${major}.${minor}.999` })).toHaveProperty(
+      "message",
+    );
+    await alike.end();
     expect(await (await lender.session("2.0.0")).next()).toEqual([
       { closed: expect.objectContaining({ code: "connection-lost" }) },
     ]);
     await proxy[Symbol.asyncDispose]();
+  });
+
+  it("lets those who pull ask for no more at once than it may hold, and who waits too long is told to ask again", async ({
+    expect,
+  }) => {
+    await using system = await startSystem(app, { config: "max_payload: 10KB" });
+    const lender = lending((ms) => connect({ url: system.server.url }, ms), { bytes: 60_000 }); // four messages
+    const pulling = async (who: string) => {
+      const session = await lender.session(await versionOf(lender));
+      const pulls = ["1", "2", "3"].map((n) => ({
+        publish: {
+          subject: "$JS.API.CONSUMER.MSG.NEXT.JOBS.worker",
+          payload: JSON.stringify({ batch: 100, max_bytes: 1_000_000, expires: 30_000_000_000 }),
+          reply: `_INBOX.${who}.${n}`,
+        },
+      }));
+      await session.send([{ subscribe: 1, subject: `_INBOX.${who}.*` }, ...pulls]);
+      return session;
+    };
+    const waiting = async () => (await system.jsm.consumers.info("JOBS", "worker")).num_waiting;
+    const [first, second] = [await pulling("first"), await pulling("second")];
+    await expect.poll(waiting).toBe(4);
+    await first.end();
+    await expect.poll(waiting).toBe(3);
+    const third = await pulling("third");
+    await expect.poll(waiting).toBe(4);
+    const heard: unknown[] = [];
+    while (heard.length < 2) for (const news of await third.next()) heard.push("message" in news ? news.message : news);
+    expect(heard).toMatchObject(["2", "3"].map((n) => ({ subject: `_INBOX.third.${n}` })));
+    expect(new TextDecoder().decode((heard[0] as { headers: Uint8Array }).headers)).toMatch(/^NATS\/1.0 409 /);
+    await Promise.all([second.end(), third.end()]);
+  });
+
+  it("counts headers, and what is sent without asking until it has left", async ({ expect }) => {
+    await using system = await startSystem(app);
+    await using proxy = await startProxy(system.server.url);
+    const lender = lending((ms) => connect({ url: proxy.url }, ms), { bytes: 40_000_000 });
+    const version = await versionOf(lender);
+    const [hearing, sending] = [await lender.session(version), await lender.session(version)];
+    await hearing.send([{ subscribe: 1, subject: "flood" }]);
+    await hearing.request({ ...asked("$JS.API.INFO"), version });
+    const large = headers();
+    large.set("X", "y".repeat(900_000));
+    const flood = async (count: number) => {
+      for (let n = 0; n < count; n++) system.tcp.publish("flood", "", { headers: large });
+      await system.tcp.flush();
+      await lender.request({ ...asked("$JS.API.INFO"), version }); // after them, over the same connection
+    };
+    const hears = async () => (await hearing.next()).map((one) => ("closed" in one ? one.closed : "message"));
+    await flood(10);
+    expect([await hears(), await hears()]).toEqual([Array(9).fill("message"), ["message"]]); // RPC takes 32 MiB
+    await flood(12);
+    expect(await hears()).toEqual([expect.objectContaining({ code: "overloaded" })]);
+    proxy.freeze();
+    const payload = "x".repeat(1_000_000);
+    await sending.send(Array.from({ length: 41 }, () => ({ publish: { subject: "jobs.kept", payload } })));
+    expect(await sending.next()).toEqual([{ closed: expect.objectContaining({ code: "overloaded" }) }]);
+  });
+
+  it("may be kept for no time at all; without answers, or over none, there is none, and who asks is told why", async ({
+    expect,
+  }) => {
+    await using system = await startSystem(app, { config: functionDenied("subscribe", "_INBOX.>") });
+    await using peer = await startPeer(silent);
+    const brief = await borrowing(lending((ms) => connect({ url: system.server.url }, ms), { idleMs: 0 }));
+    for (const sequence of [1, 2, 3]) {
+      expect(await publish(brief, outgoing("jobs.kept"), 5_000)).toMatchObject({ sequence });
+    }
+    const deaf = await borrowing(lending(asFunction(system.server)));
+    await expect(publish(deaf, outgoing("jobs.kept"), 5_000)).rejects.toMatchObject({
+      code: "connection-failed",
+      message: expect.stringContaining("Permissions Violation for Subscription"),
+    });
+    const failures: unknown[] = [];
+    const nowhere = lending((ms) => connect({ url: peer.url }, Math.min(ms, 200)), {
+      onFailed: (e) => failures.push(e),
+    });
+    expect(await nowhere.about(5_000)).toMatchObject({
+      error: { message: expect.stringContaining("does not answer") },
+    });
+    expect(await nowhere.about(1)).toMatchObject({
+      error: { code: "connection-failed", message: expect.stringMatching(/within 1 ms: .*does not answer/) },
+    });
+    expect(failures).toHaveLength(1);
+  });
+
+  it("that is lost is told as that, however the client puts it", ({ expect }) => {
+    const errors = [new ClosedConnectionError(), new RequestError("connection closed")];
+    for (const error of errors) expect(errorToWire(error)).toMatchObject({ kind: "sortie", code: "connection-lost" });
   });
 });
