@@ -48,9 +48,9 @@ export default defineConfig({
     maxWorkers: 3, // most of a test is waiting; more of them get in each other's way on two cores
     maxConcurrency: 3, // each has a server of its own
     sequence: { sequencer: LongestFirst },
-    expect: { poll: { timeout: 10_000 } },
-    testTimeout: 30_000,
-    hookTimeout: 30_000,
+    expect: { poll: { timeout: 20_000 } },
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
     reporters: ["default", "json"],
     outputFile: { json: ".cache/test-results.json" },
   },

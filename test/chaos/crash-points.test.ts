@@ -176,7 +176,8 @@ describe("an invocation that is struck at any point", () => {
           )
         : [...seen.values()]
             .map((all, n) => all.find(({ place }) => place.phase === (n % 2 === 0 ? "before" : "after")) ?? all[0])
-            .flatMap((found) => (found && concerns(found.place.point) ? [found.place] : []));
+            .flatMap((found) => (found && concerns(found.place.point) ? [found.place] : []))
+            .filter((_, n) => n % 2 === 0 || (together === 1 && !agreeing)); // the others are struck by the full form
       const cases = places.flatMap((place, index) =>
         (full ? faults : [faults[index % faults.length] as Fault]).map((fault) => ({ place, fault })),
       );

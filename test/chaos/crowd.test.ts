@@ -134,7 +134,7 @@ const tally = (all: readonly string[]) =>
 describe("eight invocations at a time, each in a process of its own", { timeout: 120_000 }, () => {
   const perKey = numbered(600, (n) => `key-${n % 150}`);
 
-  it("handle each key once while none of them dies", async () => {
+  it.runIf(full)("handle each key once while none of them dies", async () => {
     await using crowd = await gather("keys", perKey, false);
     expect(await crowd.untilDone()).toEqual([]);
     const times = tally(crowd.starts().map(({ key }) => key));

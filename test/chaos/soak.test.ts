@@ -20,7 +20,7 @@ import { ackWaitMs, soak } from "./scenario.ts";
 
 // npm run chaos: 200,000 messages. Within npm test: a few thousand.
 const full = process.env.CHAOS === "full";
-const count = full ? 200_000 : 5_000;
+const count = full ? 200_000 : 3_000;
 const hosts = 3;
 const everyMs = full ? 1_500 : 500;
 

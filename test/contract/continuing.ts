@@ -27,12 +27,12 @@ export function continuing(start: Start): void {
     }) => {
       const slow = () => new Promise((resolve) => setTimeout(resolve, 25));
       await using system = await start({ ...appOf(worker({ concurrency: 2 }), slow), fanOut });
-      await publishJobs(system, 400);
+      await publishJobs(system, 700);
       const asked: (readonly Place[])[] = [];
       const onMore = (places: readonly Place[]) => void asked.push(places);
       const { consumers, continued } = await system.invoke({ budgetMs: 2_000, onMore });
       expect(consumers[0]).toMatchObject({ ended: "budget", more: true, lag: await lagOf(system) });
-      expect(consumers[0]!.lag! + consumers[0]!.acked).toBe(400);
+      expect(consumers[0]!.lag! + consumers[0]!.acked).toBe(700);
       expect(asked).toHaveLength(1);
       expect(asked[0]).toHaveLength(3);
       expect(continued).toEqual({ asked: 3 });

