@@ -45,7 +45,7 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     typecheck: { enabled: true, include: ["test/**/*.test-d.ts"] },
-    maxWorkers: 3, // most of a test is waiting; more of them get in each other's way on two cores
+    maxWorkers: 4, // most of a test is waiting
     maxConcurrency: 3, // each has a server of its own
     sequence: { sequencer: LongestFirst },
     expect: { poll: { timeout: 20_000 } },

@@ -23,7 +23,7 @@ import type { ScenarioOptions } from "./scenario.ts";
 // these.
 const full = process.env.CHAOS === "full";
 const faults: Fault[] = ["kill", "freeze", "cut", "restart"];
-const atOnce = 6;
+const atOnce = 10;
 
 const folder = mkdtempSync(join(tmpdir(), "sortie-chaos-"));
 let shared: Observed;
