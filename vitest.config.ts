@@ -49,6 +49,7 @@ export default defineConfig({
     maxConcurrency: 3, // each has a server of its own
     sequence: { sequencer: LongestFirst },
     expect: { poll: { timeout: 20_000 } },
+    retry: 1, // a busy machine may part what leaves together, or be late; the report tells of each. Never for test/chaos
     testTimeout: 60_000,
     hookTimeout: 60_000,
     reporters: ["default", "json"],

@@ -149,7 +149,7 @@ async function survives(place: Place, fault: Fault, options: ScenarioOptions): P
   }
 }
 
-describe("an invocation that is struck at any point", () => {
+describe("an invocation that is struck at any point", { retry: 0 }, () => {
   it.concurrent.each([
     ["messages", {}, () => true],
     ["batches", { together: 4 }, (point: string) => ofBatches.includes(point)],

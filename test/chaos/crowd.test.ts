@@ -131,7 +131,7 @@ const numbered = (count: number, key: (n: number) => string) =>
 const tally = (all: readonly string[]) =>
   all.reduce((times, one) => times.set(one, (times.get(one) ?? 0) + 1), new Map<string, number>());
 
-describe("eight invocations at a time, each in a process of its own", { timeout: 120_000 }, () => {
+describe("eight invocations at a time, each in a process of its own", { timeout: 120_000, retry: 0 }, () => {
   const perKey = numbered(600, (n) => `key-${n % 150}`);
 
   it.runIf(full)("handle each key once while none of them dies", async () => {

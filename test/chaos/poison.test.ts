@@ -29,7 +29,7 @@ afterAll(async () => {
   rmSync(folder, { recursive: true });
 });
 
-describe("a message that kills its function", () => {
+describe("a message that kills its function", { retry: 0 }, () => {
   it.concurrent.each([
     ["by leaving", "exit", [], 1],
     ["by leaving, in a batch", "exit", [], 4],

@@ -173,7 +173,7 @@ async function survives(strike: Strike, fault: Fault): Promise<string | undefine
   }
 }
 
-describe("a function that releases, struck at any of its waits,", () => {
+describe("a function that releases, struck at any of its waits,", { retry: 0 }, () => {
   it("releases each schedule once, and none early", { timeout: 3_600_000 }, async () => {
     const { said, errors } = await ended(startVictim({ url: shared.server.url, run: (await begin(shared)).run }));
     expect(said, errors).not.toBe("");

@@ -36,7 +36,7 @@ afterAll(async () => {
   rmSync(folder, { recursive: true });
 });
 
-describe(`${count} messages, with functions killed, frozen and cut off at random`, () => {
+describe(`${count} messages, with functions killed, frozen and cut off at random`, { retry: 0 }, () => {
   it("are all handled, or dead-lettered for their reason", { timeout: 1_800_000 }, async () => {
     const numbers = Array.from({ length: count }, (_, n) => n);
     const prepared = await prepare(observed, "soak", folder, { numbers, ...soak });
