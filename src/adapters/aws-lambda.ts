@@ -71,10 +71,10 @@ const runtimeMs = 250; // for the runtime to take the answer before it ends the 
  */
 export function serve(
   app: App,
-  { linger, concurrency = Infinity, keep = "90s", onMore, depth = 16, rateLimit, cors }: ServeOptions = {},
+  { linger = "drain", concurrency = Infinity, keep = "90s", onMore, depth = 16, rateLimit, cors }: ServeOptions = {},
 ): LambdaHandlers {
   const { streams, bindings, fanOut } = app;
-  if (linger !== undefined) lingerMs(linger); // a malformed one is to be known at the deploy
+  const stayMs = lingerMs(linger); // a malformed one is to be known at the deploy
   assertConcurrency(concurrency);
   assertFanOut(fanOut, onMore);
   assertCounts({ depth }, "serve");
@@ -86,7 +86,6 @@ export function serve(
     streams,
     concurrency,
     fanOut,
-    connect: fanOut ? open : kept.connect, // one that is kept has a place to itself
     host: process.env.AWS_LAMBDA_LOG_STREAM_NAME ?? "aws-lambda",
     log: logJson,
   };
@@ -121,19 +120,20 @@ export function serve(
       return (place ? reportedOnce : reported)(
         invoke({
           ...common,
+          connect: fanOut ? open : kept.connect, // one that is kept has a place to itself
           bindings,
           deadline: Date.now() + remaining(context),
           onMore: before < depth ? goOn : undefined,
           place,
-          ...(linger !== undefined && !place && { linger }), // who goes on for others waits for nothing,
+          linger: place ? "drain" : linger, // who goes on for others waits for nothing
         }),
       );
     },
-    release: (_event, context) => releaseWithin(remaining(context), linger === undefined ? 0 : lingerMs(linger)),
+    release: (_event, context) => releaseWithin(remaining(context), stayMs),
   };
 
-  function releaseWithin(ms: number, stayMs: number): Promise<ReleaseReport> {
-    return releaseOver(kept.connect, streams, { deadline: Date.now() + ms - closingMs, lingerMs: stayMs });
+  function releaseWithin(ms: number, lingerMs: number): Promise<ReleaseReport> {
+    return releaseOver(kept.connect, streams, { deadline: Date.now() + ms - closingMs, lingerMs });
   }
 }
 

@@ -127,7 +127,7 @@ export function serve<Env extends Settings = Settings>(
   const requests = new WeakMap<Context, Connect>();
   const http = createHttp(app, {
     connect: (c, ms) => {
-      const connect = connecting(c.env, () => c.executionCtx);
+      const connect = connectingFor(c);
       requests.set(c, connect);
       return connect(ms);
     },
@@ -135,18 +135,10 @@ export function serve<Env extends Settings = Settings>(
     address: (c) => c.req.header("CF-Connecting-IP"), // which Cloudflare writes itself
     limit: limitOf,
     run: (c, due) => {
-      const how = { deadline: triggeredUntil(), connect: connecting(c.env, () => c.executionCtx) };
+      const how = { deadline: triggeredUntil(), connect: connectingFor(c) };
       return reported(afterwards(c, invokeIn(c.env as Env, due, how)));
     },
-    release: (c) =>
-      afterwards(
-        c,
-        releaseOver(
-          connecting(c.env, () => c.executionCtx),
-          streams,
-          { deadline: triggeredUntil() },
-        ),
-      ),
+    release: (c) => afterwards(c, releaseOver(connectingFor(c), streams, { deadline: triggeredUntil() })),
     rateLimit,
     ...(cors && { cors }),
     ...(kick && { onPublished }),
@@ -165,6 +157,10 @@ export function serve<Env extends Settings = Settings>(
       ctx().waitUntil(connection.closed()); // what was said last would be lost with the invocation
       return connection;
     });
+  }
+
+  function connectingFor(c: Context): Connect {
+    return connecting(c.env, () => c.executionCtx);
   }
 
   /** Over the connection of its request, which is kept for it. */

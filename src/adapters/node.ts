@@ -9,6 +9,7 @@ import { invoke } from "../consume/invocation.ts";
 import { type Duration, toMs } from "../duration.ts";
 import { SortieError, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
+import { retryMs } from "../nats/within.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
 import { keepConnection } from "./kept-connection.ts";
 import { assertConcurrency, connectWith, logJson, releaseOver, reported, tokensIn } from "./settings.ts";
@@ -53,7 +54,7 @@ const lookedEachMs = 5_000;
 const leastBudgetMs = 1_000;
 
 const signals = ["SIGTERM", "SIGINT"] as const;
-const [leastPauseMs, mostPauseMs] = [250, 15_000];
+const pausesMs = [250, 15_000] as const;
 
 /**
  * Serves an app in a process that stays up, such as a container: the HTTP surface, one invocation after the other, and a
@@ -112,8 +113,7 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
           return failures + 1;
         },
       );
-      const grown = Math.min(leastPauseMs * 2 ** failures, mostPauseMs) * (0.5 + Math.random() / 2);
-      const ms = Math.max(0, began + (failures > 0 ? grown : idleMs) - Date.now());
+      const ms = Math.max(0, began + (failures > 0 ? retryMs(failures, pausesMs) : idleMs) - Date.now());
       await sleep(ms, undefined, { signal: leaving.signal }).catch(() => {});
     }
   }

@@ -76,7 +76,16 @@ export async function releaseOver(
   definitions: readonly StreamDefinition[],
   options: ReleaseOptions,
 ): Promise<ReleaseReport> {
-  const report = await releaseWith(await connect(connectMs(Date.now(), options.deadline)), definitions, options);
+  const connection = await connect(connectMs(Date.now(), options.deadline));
+  let report: ReleaseReport;
+  try {
+    report = await release(connection, definitions, options);
+  } catch (error) {
+    await assertLoggedIn(connection);
+    throw error;
+  } finally {
+    disconnect(connection);
+  }
   const { streams } = report;
   if (streams.some(({ released = 0, error }) => released > 0 || error)) logJson({ event: "release", ...report });
   const failed = streams.flatMap(({ stream, error }) => (error ? [`Schedules of stream "${stream}": ${error}`] : []));
@@ -87,17 +96,6 @@ export async function releaseOver(
 /** Throws `invalid-definition` for a number of handlers that no invocation could run; Infinity is as many as there are. */
 export function assertConcurrency(concurrency = Infinity): void {
   if (concurrency !== Infinity) assertCounts({ concurrency }, "serve");
-}
-
-async function releaseWith(connection: Connection, ...what: [readonly StreamDefinition[], ReleaseOptions]) {
-  try {
-    return await release(connection, ...what);
-  } catch (error) {
-    await assertLoggedIn(connection);
-    throw error;
-  } finally {
-    disconnect(connection);
-  }
 }
 
 /** One line of JSON, which both platforms' logs take apart. */

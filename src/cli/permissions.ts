@@ -1,6 +1,7 @@
 import { SortieError } from "../errors.ts";
 import { connectAndLogIn, disconnect } from "../nats/connection.ts";
 import type { Login, Permission } from "../provision/permissions.ts";
+import { connectMs, serverAt } from "./session.ts";
 
 export interface PermissionsCommandOptions {
   readonly server?: string;
@@ -15,8 +16,7 @@ export async function versionFor({ server, serverVersion }: PermissionsCommandOp
   if (serverVersion !== undefined && !/^\d+\.\d+(\.\d+)?$/.test(serverVersion))
     throw new SortieError("invalid-option", `Expected --server-version such as "2.10", got "${serverVersion}"`);
   if (serverVersion !== undefined || server === undefined) return serverVersion;
-  const { NATS_CREDS: creds, NATS_NKEY: nkey, NATS_TOKEN: token } = process.env;
-  const connection = await connectAndLogIn({ url: server, creds, nkey, token, name: "sortie permissions" }, 10_000);
+  const connection = await connectAndLogIn(serverAt(server, "permissions"), connectMs);
   disconnect(connection);
   return connection.info?.version;
 }

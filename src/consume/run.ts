@@ -1,8 +1,8 @@
 import { SortieError, textOf } from "../errors.ts";
+import { maxPayloadOf } from "../nats/connection.ts";
 import { type ConsumerInfo, consumerInfo, isFull } from "../nats/consumer-info.ts";
 import { openPuller } from "../nats/pull.ts";
 import { pause, point, within } from "../nats/within.ts";
-import { maxPayloadOf } from "../publish/publish.ts";
 import { type Breaker, openBreaker } from "./breaker.ts";
 import type { Entry } from "./breaker-state.ts";
 import { longestWaitMs } from "./budget.ts";

@@ -1,8 +1,8 @@
 import type { ConsumerDefinition } from "../define/consumer.ts";
-import type { Connection } from "../nats/connection.ts";
+import { type Connection, maxPayloadOf } from "../nats/connection.ts";
 import { type Delivery, derivedId } from "../nats/delivery.ts";
 import { headersSize } from "../publish/outgoing.ts";
-import { maxPayloadOf, publish } from "../publish/publish.ts";
+import { publish } from "../publish/publish.ts";
 import { deadLetterHeaders, deadLetterOf, type Story } from "./story.ts";
 
 /**

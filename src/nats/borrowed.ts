@@ -165,7 +165,6 @@ export function borrow(lender: RemoteLender, { info, inboxPrefix }: About, onLos
   return Object.assign(connection, {
     request: explainingDenial(connection.request),
     ...(inboxPrefix !== undefined && { inboxPrefix }),
-    options: {}, // the JetStream client looks at them
   });
 }
 

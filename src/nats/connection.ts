@@ -225,6 +225,11 @@ async function tellDenied(connection: Connection, listeners: ReadonlySet<(subjec
   }
 }
 
+/** The most bytes that the server takes in one message, headers included. */
+export function maxPayloadOf(connection: Connection): number {
+  return connection.info?.max_payload ?? 1024 * 1024;
+}
+
 /** Closes without waiting: what was sent is confirmed already, and a peer that is gone never answers. */
 export function disconnect(connection: Connection): void {
   connection.close().catch(() => {});

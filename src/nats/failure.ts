@@ -4,11 +4,11 @@ import type { Login } from "./login.ts";
 import type { Server } from "./servers.ts";
 import { within } from "./within.ts";
 
-/** Why there is no connection, in the words of the one who reads it: "<host> <what>. <todo>." */
+/** Why there is no connection, in the words of the one who reads it: "<host> <what>. <remedy>." */
 interface Why {
   readonly reason: ConnectionFailure;
   readonly what: string;
-  readonly todo: string;
+  readonly remedy: string;
 }
 
 /** An error that knows why. */
@@ -25,23 +25,27 @@ const listener = "Check that NATS_URL names the WebSocket listener of a nats-ser
 const scheme = (is: "ws" | "wss"): Why => ({
   reason: "tls",
   what: is === "wss" ? "expects TLS" : "does not speak TLS",
-  todo: `Begin its URL with ${is}://`,
+  remedy: `Begin its URL with ${is}://`,
 });
 const untrusted: Omit<Why, "what"> = {
   reason: "tls",
-  todo: "Let it show a certificate for this host that is valid and complete, of an authority that this runtime trusts: Node is told of one's own by NODE_EXTRA_CA_CERTS, Workers trust public ones",
+  remedy:
+    "Let it show a certificate for this host that is valid and complete, of an authority that this runtime trusts: Node is told of one's own by NODE_EXTRA_CA_CERTS, Workers trust public ones",
 };
 const unanswered: Omit<Why, "what"> = {
   reason: "address",
-  todo: "Check the host and port in NATS_URL, that the server is up, and that a firewall lets this function reach it",
+  remedy: "Check the host and port in NATS_URL, that the server is up, and that a firewall lets this function reach it",
 };
 
 /** What runtimes call it: Node and Bun by a code, Deno in words. */
 const words: [RegExp, (code: string) => Why][] = [
-  [/bad port/, () => ({ reason: "address", what: "has a port that runtimes refuse", todo: "Listen on another port" })],
+  [
+    /bad port/,
+    () => ({ reason: "address", what: "has a port that runtimes refuse", remedy: "Listen on another port" }),
+  ],
   [
     /ENOTFOUND|EAI_AGAIN|EAI_NODATA|dns error/i,
-    (code) => ({ reason: "address", what: `has a name that DNS does not know${code}`, todo: unanswered.todo }),
+    (code) => ({ reason: "address", what: `has a name that DNS does not know${code}`, remedy: unanswered.remedy }),
   ],
   [
     /ECONNREFUSED|ConnectionRefused|connection refused/i,
@@ -58,7 +62,7 @@ const words: [RegExp, (code: string) => Why][] = [
   ],
   [
     /HPE_|HTTPParser/,
-    () => ({ reason: "websocket", what: "does not speak HTTP: NATS's TCP listener does not", todo: listener }),
+    () => ({ reason: "websocket", what: "does not speak HTTP: NATS's TCP listener does not", remedy: listener }),
   ],
 ];
 
@@ -67,7 +71,7 @@ export function unlike(what: string): Known {
   return new Known({
     reason: "websocket",
     what,
-    todo: `${listener}, and that what stands in front of it passes WebSockets on`,
+    remedy: `${listener}, and that what stands in front of it passes WebSockets on`,
   });
 }
 
@@ -96,14 +100,14 @@ export function afterUpgrade(error: unknown): unknown {
 export function refused(said: string, login: Login): Known {
   const what = `says "${said}"`;
   if (/permission/i.test(said))
-    return new Known({ reason: "permission", what, todo: `Allow this user to: ${permissionsHint}` });
+    return new Known({ reason: "permission", what, remedy: `Allow this user to: ${permissionsHint}` });
   if (/authenti|authoriz|revoked/i.test(said))
-    return new Known({ reason: "authentication", what, todo: login.hint(Date.now()) });
+    return new Known({ reason: "authentication", what, remedy: login.hint(Date.now()) });
   if (/maximum|throttl/i.test(said)) {
-    const todo = "Let fewer functions connect at the same time, or raise the limit of the server or the account";
-    return new Known({ reason: "limit", what, todo });
+    const remedy = "Let fewer functions connect at the same time, or raise the limit of the server or the account";
+    return new Known({ reason: "limit", what, remedy });
   }
-  return new Known({ reason: "lost", what, todo: "Look into the server's log" });
+  return new Known({ reason: "lost", what, remedy: "Look into the server's log" });
 }
 
 /** It was a connection, and was closed before the log-in was taken: not every runtime hands on what was said last. */
@@ -112,9 +116,9 @@ export function closedEarly(credentialsAsked: boolean, login: Login): Known {
     return new Known({
       reason: "authentication",
       what: "closed the connection where it should have taken the log-in",
-      todo: login.hint(Date.now()),
+      remedy: login.hint(Date.now()),
     });
-  return new Known({ reason: "lost", what: "closed the connection", todo: "Look into the server's log" });
+  return new Known({ reason: "lost", what: "closed the connection", remedy: "Look into the server's log" });
 }
 
 /**
@@ -127,8 +131,8 @@ export async function failureAt(server: Server, error: unknown, ms: number): Pro
 
 /** A failure at one server whose reason is known. */
 export function told(server: Server, { why }: Pick<Known, "why">, cause?: unknown): ConnectionFailedError {
-  const { reason, what, todo } = why;
-  return new ConnectionFailedError(reason, `Could not connect to NATS at ${server.host}: it ${what}. ${todo}.`, {
+  const { reason, what, remedy } = why;
+  return new ConnectionFailedError(reason, `Could not connect to NATS at ${server.host}: it ${what}. ${remedy}.`, {
     cause,
   });
 }
@@ -181,10 +185,10 @@ async function look(url: string, signal: AbortSignal): Promise<Why | undefined> 
   const inside = /internal error/; // workerd, where it has no word for it: DNS and TLS
   if (inside.test(seen.text) && inside.test(other.text) && other.status === undefined)
     return { ...unanswered, what: "cannot be reached: its name is unknown, or it is no server of HTTP" };
-  if (!tls && (other.status !== undefined || other.why?.todo === untrusted.todo)) return scheme("wss");
+  if (!tls && (other.status !== undefined || other.why?.remedy === untrusted.remedy)) return scheme("wss");
   if (!tls && inside.test(other.text)) {
-    const todo = `Begin its URL with wss:// where that is TLS. ${listener}`;
-    return { reason: "websocket", what: "speaks no HTTP, but TLS or NATS over TCP", todo };
+    const remedy = `Begin its URL with wss:// where that is TLS. ${listener}`;
+    return { reason: "websocket", what: "speaks no HTTP, but TLS or NATS over TCP", remedy };
   }
   if (!tls) return undefined;
   if (other.status !== undefined && other.why?.reason !== "tls") return scheme("ws");

@@ -3,8 +3,13 @@ import type { NatsConnection } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "./connection.ts";
 
-// The JetStream client asks for a whole NatsConnection but uses only this slice of it (and `options`, which all have).
-const whole = (connection: Connection) => connection as NatsConnection;
+/** The JetStream client asks for a whole NatsConnection, but uses only this slice of it, and `options`, which a slice may lack. */
+function whole(connection: Connection): NatsConnection {
+  const { inboxPrefix } = connection;
+  const all =
+    "options" in connection ? connection : Object.assign(Object.create(connection), { options: { inboxPrefix } });
+  return all as NatsConnection;
+}
 
 export function publisherOn(connection: Connection): JetStreamClient {
   return jetstream(whole(connection));

@@ -1,12 +1,13 @@
 import { MsgHdrsImpl } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
-import { type Connection, onClosed, onDenied } from "./connection.ts";
+import { type Connection, maxPayloadOf, onClosed, onDenied } from "./connection.ts";
 import { isAtLeast } from "./jetstream.ts";
 import { openPullAccounts, type PullAccount, pullIn } from "./pulls-lent.ts";
 import {
   errorToWire,
   type Lender,
   type LentSession,
+  lengthOf,
   messageToWire,
   type WireAnswer,
   type WireError,
@@ -333,14 +334,6 @@ function assertFits(connection: Connection, sent: Parameters<typeof sizeOf>[0]):
     "payload-too-large",
     `A message for "${sent.subject}" has ${size} bytes; the server takes ${most}`,
   );
-}
-
-function maxPayloadOf({ info }: Connection): number {
-  return info?.max_payload ?? 1024 * 1024;
-}
-
-function lengthOf({ subject, reply, headers, data }: WireMessage): number {
-  return subject.length + (reply?.length ?? 0) + (headers?.length ?? 0) + data.length;
 }
 
 function sizeOf({ payload, headers }: Pick<WireRequest, "subject" | "payload" | "headers">): number {

@@ -109,8 +109,14 @@ function headersOf(message: Msg): Uint8Array | undefined {
   }
 }
 
+/** The bytes that a message takes. */
+export function lengthOf({ subject, reply, headers, data }: WireMessage): number {
+  return subject.length + (reply?.length ?? 0) + (headers?.length ?? 0) + data.length;
+}
+
 /** A message as the client would have made it. */
-export function messageFromWire({ subject, data, reply, headers }: WireMessage, answer: Connection["publish"]): Msg {
+export function messageFromWire(wired: WireMessage, answer: Connection["publish"]): Msg {
+  const { subject, data, reply, headers } = wired;
   const text = () => new TextDecoder().decode(data);
   let decoded: MsgHdrsImpl | undefined;
   const message: Msg & { size(): number } = {
@@ -128,7 +134,7 @@ export function messageFromWire({ subject, data, reply, headers }: WireMessage, 
     },
     json: <T>() => JSON.parse(text()) as T,
     string: text,
-    size: () => subject.length + (reply?.length ?? 0) + (headers?.length ?? 0) + data.length,
+    size: () => lengthOf(wired),
   };
   return message;
 }

@@ -1,4 +1,4 @@
-import { ClosedConnectionError, type NatsConnection } from "@nats-io/nats-core";
+import { ClosedConnectionError } from "@nats-io/nats-core";
 import { type Connection, disconnect } from "./connection.ts";
 
 /**
@@ -36,29 +36,26 @@ function handleOf(connection: Connection, left: () => void): Connection {
     if (isClosed) throw new ClosedConnectionError();
     return connection;
   }
-  return Object.assign(
-    {
-      publish: (...args: Parameters<Connection["publish"]>) => open().publish(...args),
-      subscribe: (...args: Parameters<Connection["subscribe"]>) => open().subscribe(...args),
-      request: async (...args: Parameters<Connection["request"]>) => open().request(...args),
-      closed: () => Promise.race([own.promise, connection.closed()]),
-      status: () => connection.status?.() ?? nothing(),
-      get info() {
-        return connection.info as NonNullable<Connection["info"]>;
-      },
-      get confirmed() {
-        return connection.confirmed ?? Promise.resolve();
-      },
-      inboxPrefix: connection.inboxPrefix ?? "_INBOX",
-      async close() {
-        if (isClosed) return;
-        isClosed = true;
-        own.resolve();
-        left();
-      },
+  return {
+    publish: (...args: Parameters<Connection["publish"]>) => open().publish(...args),
+    subscribe: (...args: Parameters<Connection["subscribe"]>) => open().subscribe(...args),
+    request: async (...args: Parameters<Connection["request"]>) => open().request(...args),
+    closed: () => Promise.race([own.promise, connection.closed()]),
+    status: () => connection.status?.() ?? nothing(),
+    get info() {
+      return connection.info as NonNullable<Connection["info"]>;
     },
-    { options: (connection as NatsConnection & { options?: object }).options ?? {} }, // the JetStream client looks at them
-  );
+    get confirmed() {
+      return connection.confirmed ?? Promise.resolve();
+    },
+    inboxPrefix: connection.inboxPrefix ?? "_INBOX",
+    async close() {
+      if (isClosed) return;
+      isClosed = true;
+      own.resolve();
+      left();
+    },
+  };
 }
 
 async function* nothing(): AsyncGenerator<{ type: string }> {}

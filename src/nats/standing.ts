@@ -1,6 +1,6 @@
 import { SortieError, textOf } from "../errors.ts";
 import { assertLoggedIn, type Connection, disconnect } from "./connection.ts";
-import { longestMs, pause, within } from "./within.ts";
+import { longestMs, pause, retryMs, within } from "./within.ts";
 
 /** A connection that is kept open for those to come. */
 export interface Standing {
@@ -28,7 +28,7 @@ export interface StandingOptions {
 /** Less than who waits for it has: it is to be told why there is none. */
 const connectMs = 4_000;
 const probeMs = 2_000;
-const longestPauseMs = 5_000;
+const pausesMs = [100, 5_000] as const;
 const busyMs = 100; // how soon to see again whether one is used that is not to be kept at all
 
 /**
@@ -67,7 +67,7 @@ export function standingConnection({ connect, isBusy, onFailed, ...keeping }: St
       failures += 1;
       failed = error;
       onFailed?.(error);
-      notBefore = Date.now() + jittered(Math.min(100 * 2 ** failures, longestPauseMs));
+      notBefore = Date.now() + retryMs(failures, pausesMs);
       throw error;
     } finally {
       opening = undefined;
@@ -77,7 +77,7 @@ export function standingConnection({ connect, isBusy, onFailed, ...keeping }: St
   function left(connection: Connection): void {
     if (open !== connection) return;
     open = undefined;
-    notBefore = Date.now() + jittered(100);
+    notBefore = Date.now() + retryMs(0, pausesMs);
   }
 
   function letGo(connection: Connection): void {
@@ -132,8 +132,4 @@ export function standingConnection({ connect, isBusy, onFailed, ...keeping }: St
       }
     },
   };
-}
-
-function jittered(ms: number): number {
-  return ms * (0.5 + Math.random() / 2);
 }

@@ -28,6 +28,11 @@ export function pause(ms: number, what: string): Promise<void> {
   return point(what, new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))));
 }
 
+/** How long to wait after so many failures: twice as long each time, and never as long as others do. */
+export function retryMs(failures: number, [leastMs, mostMs]: readonly [leastMs: number, mostMs: number]): number {
+  return Math.min(leastMs * 2 ** failures, mostMs) * (0.5 + Math.random() / 2);
+}
+
 /**
  * Waits for `promise`, but no longer than `ms`: the NATS client's own promises can stay pending for ever.
  * @throws SortieError `timed-out` naming `what`; a later rejection of `promise` is ignored.

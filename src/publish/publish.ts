@@ -1,6 +1,6 @@
 import { headers, type MsgHdrs } from "@nats-io/nats-core";
 import { SortieError } from "../errors.ts";
-import type { Connection } from "../nats/connection.ts";
+import { type Connection, maxPayloadOf } from "../nats/connection.ts";
 import { isDenied, permissionsHint } from "../nats/denied.ts";
 import { isNoResponders, isTimeout, publisherOn } from "../nats/jetstream.ts";
 import { isCaptured, untilLed } from "../nats/leader.ts";
@@ -60,11 +60,6 @@ export function assertFits(connection: Connection, outgoing: Outgoing): void {
 
 /** What an app's message leaves free, so that its dead letter, which has its story beside it, fits as well. */
 const storyBytes = 4_096;
-
-/** The most bytes that the server takes in one message, headers included. */
-export function maxPayloadOf(connection: Connection): number {
-  return connection.info?.max_payload ?? 1024 * 1024;
-}
 
 /** Whether another message was stored on its subject than the one it was to come after (`Nats-Expected-Last-Subject-Sequence`). */
 export function isOutrun(error: unknown): boolean {
