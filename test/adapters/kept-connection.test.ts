@@ -37,6 +37,19 @@ async function startKept({ idleMs = 60_000, through = (url: string) => Promise.r
   return { ...system, kept, monitor, seen };
 }
 
+/** The same through a proxy that can forget what goes over it, as a network does that drops a connection. */
+async function startVanishing(proxies: AsyncDisposableStack) {
+  let vanish = () => {};
+  const system = await startKept({
+    async through(url) {
+      const proxy = proxies.use(await startProxy(url));
+      vanish = proxy.forget;
+      return proxy;
+    },
+  });
+  return { ...system, vanish: () => vanish() };
+}
+
 describe.concurrent("a connection that is kept", () => {
   it("is one for all invocations, one after the other and at the same time, and they leave nothing behind", async ({
     expect,
@@ -91,15 +104,9 @@ describe.concurrent("a connection that is kept", () => {
   });
 
   it("is replaced where its peer has vanished without a word, and is not waited for", async ({ expect }) => {
-    let vanish = () => {};
     await using proxies = new AsyncDisposableStack();
-    await using system = await startKept({
-      async through(url) {
-        const proxy = proxies.use(await startProxy(url));
-        vanish = proxy.forget;
-        return proxy;
-      },
-    });
+    const { vanish, ...system } = await startVanishing(proxies);
+    proxies.use(system);
     await publishOver(system.kept.connect);
     vanish();
     await idle();
@@ -108,15 +115,9 @@ describe.concurrent("a connection that is kept", () => {
   });
 
   it("is closed, and what was asked fails, where it was used a moment ago and does not answer", async ({ expect }) => {
-    let vanish = () => {};
     await using proxies = new AsyncDisposableStack();
-    await using system = await startKept({
-      async through(url) {
-        const proxy = proxies.use(await startProxy(url));
-        vanish = proxy.forget;
-        return proxy;
-      },
-    });
+    const { vanish, ...system } = await startVanishing(proxies);
+    proxies.use(system);
     await publishOver(system.kept.connect);
     vanish();
     // used a moment ago, it is asked beside
@@ -126,15 +127,9 @@ describe.concurrent("a connection that is kept", () => {
   });
 
   it("is asked once a request was not answered, though others use it, and is replaced for all", async ({ expect }) => {
-    let vanish = () => {};
     await using proxies = new AsyncDisposableStack();
-    await using system = await startKept({
-      async through(url) {
-        const proxy = proxies.use(await startProxy(url));
-        vanish = proxy.forget;
-        return proxy;
-      },
-    });
+    const { vanish, ...system } = await startVanishing(proxies);
+    proxies.use(system);
     const lingering = await system.kept.connect(5_000);
     await publishOver(system.kept.connect);
     vanish();

@@ -1,22 +1,40 @@
 import type { LambdaFunctionURLEvent, ScheduledEvent } from "aws-lambda";
 
-/** A request as a function URL hands it over: payload format 2.0. */
+/** A request as a function URL hands it over. */
 export async function urlEvent(request: Request): Promise<LambdaFunctionURLEvent> {
   const { pathname, search } = new URL(request.url);
   const body = Buffer.from(await request.arrayBuffer());
+  const headers = Object.fromEntries(request.headers);
+  return urlEventOf({ method: request.method, path: pathname, query: search.slice(1), headers, body });
+}
+
+/** The same of its parts: payload format 2.0. */
+export function urlEventOf({
+  method,
+  path,
+  query = "",
+  headers,
+  body,
+}: {
+  method: string;
+  path: string;
+  query?: string;
+  headers: Record<string, string>;
+  body: Buffer;
+}): LambdaFunctionURLEvent {
   const domainName = "abc.lambda-url.eu-central-1.on.aws";
   return {
     version: "2.0",
     routeKey: "$default",
-    rawPath: pathname,
-    rawQueryString: search.slice(1),
-    headers: { host: domainName, ...Object.fromEntries(request.headers) },
+    rawPath: path,
+    rawQueryString: query,
+    headers: { host: domainName, ...headers },
     requestContext: {
       accountId: "anonymous",
       apiId: "abc",
       domainName,
       domainPrefix: "abc",
-      http: { method: request.method, path: pathname, protocol: "HTTP/1.1", sourceIp: "192.0.2.1", userAgent: "test" },
+      http: { method, path, protocol: "HTTP/1.1", sourceIp: "192.0.2.1", userAgent: "test" },
       requestId: "1",
       routeKey: "$default",
       stage: "$default",

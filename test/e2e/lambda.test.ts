@@ -17,7 +17,7 @@ import { silent, startPeer, startProxy, upgradesOnly } from "../support/peers.ts
 import { programOf } from "../support/servers.ts";
 import { type System, startSystem } from "../support/system.ts";
 import { startInLambda } from "./hosts.ts";
-import { scheduledEvent } from "./lambda-events.ts";
+import { scheduledEvent, urlEventOf } from "./lambda-events.ts";
 import { type FunctionProperties, type LambdaPackage, packageFunctions, type Resource } from "./lambda-package.ts";
 import { type Invocation, type LambdaFunction, startFunction } from "./lambda-runtime.ts";
 import { sample } from "./sample.ts";
@@ -545,36 +545,14 @@ function hostOf(url: string): string {
   return new URL(url).host;
 }
 
-/** A POST as a function URL hands it over: payload format 2.0. */
+/** A POST as a function URL hands it over. */
 function urlEvent(subject: string, payload: unknown, headers: Record<string, string> = {}): LambdaFunctionURLEvent {
-  const path = `/publish/${subject}`;
-  const domainName = "abc.lambda-url.eu-central-1.on.aws";
-  return {
-    version: "2.0",
-    routeKey: "$default",
-    rawPath: path,
-    rawQueryString: "",
-    headers: {
-      host: domainName,
-      "content-type": "application/json",
-      authorization: `Bearer ${publishToken}`,
-      ...headers,
-    },
-    requestContext: {
-      accountId: "anonymous",
-      apiId: "abc",
-      domainName,
-      domainPrefix: "abc",
-      http: { method: "POST", path, protocol: "HTTP/1.1", sourceIp: "192.0.2.1", userAgent: "test" },
-      requestId: "1",
-      routeKey: "$default",
-      stage: "$default",
-      time: "01/Jan/2026:00:00:00 +0000",
-      timeEpoch: 1_767_225_600_000,
-    },
-    body: Buffer.from(JSON.stringify(payload)).toString("base64"),
-    isBase64Encoded: true,
-  };
+  return urlEventOf({
+    method: "POST",
+    path: `/publish/${subject}`,
+    headers: { "content-type": "application/json", authorization: `Bearer ${publishToken}`, ...headers },
+    body: Buffer.from(JSON.stringify(payload)),
+  });
 }
 
 interface Asked {
