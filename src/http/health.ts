@@ -2,7 +2,7 @@ import type { App } from "../app.ts";
 import { textOf } from "../errors.ts";
 import { assertLoggedIn, type Connection } from "../nats/connection.ts";
 import { consumerInfo } from "../nats/consumer-info.ts";
-import { within } from "../nats/within.ts";
+import { streamInfo } from "../nats/stream-info.ts";
 
 /** How a stream of the app is; only `error` where it could not be seen. */
 interface StreamHealth {
@@ -59,12 +59,7 @@ export async function healthOf(
 }
 
 async function streamNow(connection: Connection, name: string, ms: number) {
-  const asked = connection.request(`$JS.API.STREAM.INFO.${name}`, "", { timeout: Math.max(1, ms) });
-  const { state, error } = (await within(ms, "looking the stream up", asked)).json<{
-    state?: { messages: number; bytes: number };
-    error?: { description: string };
-  }>();
-  if (!state) throw new Error(error?.description ?? "the server knows nothing of it");
+  const { state } = await streamInfo(connection, name, ms, "looking the stream up");
   return { messages: state.messages, bytes: state.bytes };
 }
 

@@ -7,7 +7,7 @@ import { pause, within } from "../nats/within.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
 import { isOutrun, type Published, publish } from "../publish/publish.ts";
 import { expectedLast } from "./pending.ts";
-import { missingStream, storedSchedule } from "./stored-schedule.ts";
+import { schedulesInfo, storedSchedule } from "./stored-schedule.ts";
 import { idHeader, tokenOf } from "./when.ts";
 
 /** The header that says when (NATS ADR-51). */
@@ -129,13 +129,8 @@ export async function changeable(
 
 /** The time by the server's clock, or a little less. */
 export async function serverTime(connection: Connection, stream: string, ms: number): Promise<number> {
-  const asked = connection.request(`$JS.API.STREAM.INFO.${stream}`, "", { timeout: Math.max(1, ms) });
-  const { ts, error } = (await within(ms, "asking for the server's time", asked)).json<{
-    ts?: string;
-    error?: { description: string };
-  }>();
-  if (ts !== undefined && !error) return Date.parse(ts);
-  throw missingStream(stream, error?.description);
+  const { ts } = await schedulesInfo(connection, stream, ms, "asking for the server's time");
+  return Date.parse(ts as string); // a server that has schedules tells it
 }
 
 /** Takes away what can still be changed; false where it is gone by then. */

@@ -2,11 +2,10 @@ import { schedulesStream } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
-import { within } from "../nats/within.ts";
 import { isReleasedByServer, scheduleSubjects } from "./native.ts";
 import { allNotes } from "./pending.ts";
 import { type Released, releaseDue } from "./release-due.ts";
-import { missingStream, storedSchedule } from "./stored-schedule.ts";
+import { schedulesInfo, storedSchedule } from "./stored-schedule.ts";
 
 /** What one scheduler invocation did for the schedules of one stream. */
 interface ReleasedOf extends Partial<Released> {
@@ -82,15 +81,9 @@ async function hasToRelease(
 
 async function countOnServer(connection: Connection, name: string, ms: number): Promise<number> {
   // from beyond the last of them, so that they are counted and not listed
-  const what = JSON.stringify({ subjects_filter: scheduleSubjects(name), offset: 2 ** 31 - 1 });
-  const asked = connection.request(`$JS.API.STREAM.INFO.${name}`, what, { timeout: Math.max(1, ms) });
-  const { error, config, total } = (await within(ms, "looking at the schedules", asked)).json<{
-    error?: { description: string };
-    config?: { allow_msg_schedules?: boolean };
-    total?: number;
-  }>();
-  if (error) throw missingStream(name, error.description);
-  if (!config?.allow_msg_schedules) {
+  const page = { subjects_filter: scheduleSubjects(name), offset: 2 ** 31 - 1 };
+  const { config, total } = await schedulesInfo(connection, name, ms, "looking at the schedules", page);
+  if (!config.allow_msg_schedules) {
     throw new SortieError(
       "schedule-refused",
       `Stream "${name}" is defined with schedules, but the server's does not allow them. Bring it up to date: npx sortie apply <the module with your app>`,

@@ -3,7 +3,8 @@ import type { StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
-import { pause, within } from "../nats/within.ts";
+import type { SubjectsPage } from "../nats/stream-info.ts";
+import { pause } from "../nats/within.ts";
 import { prepare, streamFor } from "../publish/outgoing.ts";
 import { isOutrun, publish } from "../publish/publish.ts";
 import { decode } from "../schema.ts";
@@ -31,7 +32,7 @@ import {
 import { occurrenceAfter, occurrencesAfter, type Recurring } from "./recurring.ts";
 import { releaseDue } from "./release-due.ts";
 import { type Named, type ScheduleOptions, scheduled, secondsUntil, wordOfServer } from "./schedule.ts";
-import { missingStream, storedSchedule } from "./stored-schedule.ts";
+import { schedulesInfo, storedSchedule, subjectsIn } from "./stored-schedule.ts";
 import { assertAlone, idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
 
 /** What is known of a schedule. */
@@ -432,21 +433,9 @@ export function createSchedules(
   }
 
   async function subjectsOf(stream: string, filter: string, leftMs: () => number): Promise<string[]> {
+    const ask = (page: SubjectsPage) => schedulesInfo(connection, stream, leftMs(), "listing schedules", page);
     const all: string[] = [];
-    for (let total = 1; all.length < total; ) {
-      const payload = JSON.stringify({ subjects_filter: filter, offset: all.length });
-      const asked = connection.request(`$JS.API.STREAM.INFO.${stream}`, payload, { timeout: leftMs() });
-      const info = (await within(leftMs(), "listing schedules", asked)).json<{
-        error?: { description: string };
-        total?: number;
-        state?: { subjects?: Record<string, number> };
-      }>();
-      if (info.error) throw missingStream(stream, info.error.description);
-      const some = Object.keys(info.state?.subjects ?? {});
-      if (some.length === 0) break;
-      all.push(...some);
-      total = info.total ?? 0;
-    }
+    for await (const { subjects } of subjectsIn(filter, ask)) all.push(...subjects);
     return all;
   }
 
