@@ -245,7 +245,8 @@ export async function deadLettersOf({ jsm, dead }: Prepared) {
     const { n } = letter.json<{ n: number }>();
     const { header } = letter;
     const attempts = Number(header.get("Sortie-Attempts"));
-    found.push({ n, reason: header.get("Sortie-Reason"), attempts, unheard: unheardIn(header) });
+    const story = header.values("Sortie-Attempt");
+    found.push({ n, reason: header.get("Sortie-Reason"), attempts, unheard: unheardIn(header), story });
   }
   return found.toSorted((a, b) => a.n - b.n);
 }
@@ -276,7 +277,10 @@ export async function expectInvariants(prepared: Prepared, reasons: readonly str
   const letters = await deadLettersOf(prepared);
   const reason = expect.toBeOneOf(["attempts-exhausted", ...reasons]);
   const unheard = expect.any(Number);
-  expect(letters, "the dead letters").toEqual(failed.map((n) => ({ n, reason, attempts, unheard })));
+  const story = expect.any(Array);
+  const unforeseen = letters.filter(({ n }) => !failed.includes(n)).map(({ n, story }) => `${n}: ${story.join("; ")}`);
+  expect(unforeseen, "dead letters of messages that do not fail for good, with their stories").toEqual([]);
+  expect(letters, "the dead letters").toEqual(failed.map((n) => ({ n, reason, attempts, unheard, story })));
   // one that was struck between the record of a start and the start itself is charged it: decision 0005
   const early = letters.filter((letter) => (starts.get(letter.n)?.length ?? 0) < letter.attempts - letter.unheard);
   expect(early, "dead letters with fewer starts than attempts that were heard of").toEqual([]);

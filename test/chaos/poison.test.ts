@@ -56,7 +56,7 @@ describe("a message that kills its function", { retry: 0 }, () => {
         }
         await end;
       });
-      expect(await deadLettersOf(prepared)).toEqual([{ n, reason: "function-died", attempts: 3, unheard: 3 }]);
+      expect(await deadLettersOf(prepared)).toMatchObject([{ n, reason: "function-died", attempts: 3, unheard: 3 }]);
       const others = messages.filter((other) => other !== n);
       expect(await resultsOf(prepared)).toEqual(resultsFor(others));
       // the first death cannot be told from a neighbour's: it is not charged
