@@ -22,6 +22,12 @@ const longest = [
   "schedule/",
 ];
 
+const include = ["test/**/*.test.ts"];
+const typecheck = { enabled: true, include: ["test/**/*.test-d.ts"] };
+
+/** What is set before anything is loaded. */
+const alone = ["test/e2e/connecting.test.ts"];
+
 class LongestFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
     const rank = ({ moduleId }: TestSpecification) => {
@@ -43,8 +49,12 @@ export default defineConfig({
     ],
   },
   test: {
-    include: ["test/**/*.test.ts"],
-    typecheck: { enabled: true, include: ["test/**/*.test-d.ts"] },
+    projects: [
+      // one process after the other's files, which saves a fifth of the processor's time
+      { extends: true, test: { name: "together", include, exclude: alone, isolate: false } },
+      { extends: true, test: { name: "alone", include: alone, typecheck } },
+    ],
+    setupFiles: ["test/support/put-back.ts"],
     maxWorkers: 4, // most of a test is waiting
     maxConcurrency: 3, // each has a server of its own
     sequence: { sequencer: LongestFirst },
