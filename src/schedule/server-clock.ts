@@ -1,5 +1,5 @@
 /** Two times of our own clock, in epoch milliseconds. */
-export interface Between {
+interface Between {
   readonly after: number;
   readonly by: number;
 }
