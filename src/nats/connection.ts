@@ -1,5 +1,6 @@
 import { type NatsConnection, PermissionViolationError, wsconnect } from "@nats-io/nats-core";
 import { ConnectionFailedError, SortieError } from "../errors.ts";
+import { answersOn } from "./answers.ts";
 import { explainingDenial } from "./denied.ts";
 import { afterUpgrade, closedEarly, failureAt, refused, silent, together, told } from "./failure.ts";
 import { inboxPrefixOf } from "./inbox.ts";
@@ -120,16 +121,19 @@ async function dial(server: Server, options: ServerOptions, ms: number): Promise
     const asked = connection.info?.auth_required === true;
     void connection.closed().then(() => confirmed.reject(told(server, closedEarly(asked, login))));
     const close = connection.close.bind(connection);
-    void deniedAnswers(connection).then((words) => {
-      if (words === undefined) return;
-      const confirmed = Promise.reject(told(server, refused(words, login)));
+    const answers = answersOn(connection, inboxPrefix);
+    void eachDenial(connection, (denial) => {
+      if (denial.operation === "publish") return answers.denied(denial.subject, denial);
+      if (!denial.subject.startsWith("_INBOX.")) return;
+      // without its answers nothing can be done
+      const confirmed = Promise.reject(told(server, refused(denial.message, login)));
       confirmed.catch(() => {});
       Object.assign(connection, { confirmed });
     });
     return Object.assign(connection, {
       confirmed: confirmed.promise,
       inboxPrefix,
-      request: explainingDenial(connection.request.bind(connection)),
+      request: explainingDenial(answers.request),
       close() {
         // now: the client would wait 100 ms for what was sent to leave, and the function may be frozen by then
         socket?.close();
@@ -144,13 +148,12 @@ async function dial(server: Server, options: ServerOptions, ms: number): Promise
   }
 }
 
-/** What the server says where it does not let a login have its answers, without which nothing can be done. */
-async function deniedAnswers(connection: NatsConnection): Promise<string | undefined> {
-  for await (const status of connection.status()) {
-    const error = "error" in status ? status.error : undefined;
-    if (!(error instanceof PermissionViolationError) || error.operation !== "subscription") continue;
-    if (error.subject.startsWith("_INBOX.")) return error.message;
-  }
+/** Tells of each that the server does not let this login do. */
+async function eachDenial(
+  connection: Pick<Connection, "status">,
+  tell: (denial: PermissionViolationError) => void,
+): Promise<void> {
+  for await (const { error } of connection.status?.() ?? []) if (error instanceof PermissionViolationError) tell(error);
 }
 
 /**
@@ -212,17 +215,12 @@ export function onDenied(connection: Connection, listener: (subject: string) => 
     const told = new Set<typeof listener>();
     listeners = told;
     denied.set(connection, told);
-    void tellDenied(connection, told);
+    void eachDenial(connection, ({ operation, subject }) => {
+      if (operation === "publish") for (const each of told) each(subject);
+    });
   }
   listeners.add(listener);
   return () => listeners.delete(listener);
-}
-
-async function tellDenied(connection: Connection, listeners: ReadonlySet<(subject: string) => void>): Promise<void> {
-  for await (const { error } of connection.status?.() ?? []) {
-    if (!(error instanceof PermissionViolationError) || error.operation !== "publish") continue;
-    for (const listener of listeners) listener(error.subject);
-  }
 }
 
 /** The most bytes that the server takes in one message, headers included. */

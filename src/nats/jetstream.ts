@@ -11,8 +11,15 @@ function whole(connection: Connection): NatsConnection {
   return all as NatsConnection;
 }
 
+const publishers = new WeakMap<Connection, JetStreamClient>();
+
 export function publisherOn(connection: Connection): JetStreamClient {
-  return jetstream(whole(connection));
+  let publisher = publishers.get(connection);
+  if (!publisher) {
+    publisher = jetstream(whole(connection));
+    publishers.set(connection, publisher);
+  }
+  return publisher;
 }
 
 export function managerOn(connection: Connection): Promise<JetStreamManager> {
