@@ -6,7 +6,7 @@ export interface StreamInfo {
   /** The server's time; before 2.10 it does not say. */
   readonly ts?: string;
   readonly created: string;
-  readonly config: { readonly allow_msg_schedules?: boolean };
+  readonly config: { readonly allow_msg_schedules?: boolean; readonly num_replicas?: number };
   readonly state: {
     readonly messages: number;
     readonly bytes: number;

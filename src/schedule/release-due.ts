@@ -9,7 +9,7 @@ import { pause, point, within } from "../nats/within.ts";
 import { createAgenda, leadMs, together } from "./agenda.ts";
 import { doneSubjectOf, type Note, noteOf, notesBetween, soonNotes, startOfMinute } from "./pending.ts";
 import { type Claimed, createReleaser } from "./releaser.ts";
-import { createServerClock } from "./server-clock.ts";
+import { type Between, createServerClock } from "./server-clock.ts";
 import { schedulesInfo, subjectsIn } from "./stored-schedule.ts";
 
 /** What is so late is a backlog. */
@@ -31,6 +31,9 @@ const lateMs = 120_000;
 const veryLateMs = 24 * 3_600_000;
 const hourMs = 3_600_000;
 const stepMs = 5_000;
+
+/** How often the record is stored again where others do the same. */
+const mostTries = 3;
 
 /** The server's time is known well enough where it may be so much later at most; */
 const unsureMs = 5;
@@ -79,6 +82,7 @@ export async function releaseDue(
 ): Promise<Released> {
   const { name } = stream;
   const records = recordsIn<{ until: number }>(connection, schedulesStream, "schedules");
+  const doneSubject = doneSubjectOf(name);
   const leftMs = () => Math.max(1, Math.min(stepMs, settleBy - now()));
   const listings: Listing[] = [];
   const underWay = new Set<Promise<void>>();
@@ -89,6 +93,8 @@ export async function releaseDue(
   let latestMs: number | undefined;
   let trouble: string | undefined;
   let [askAt, askAfterMs] = [Infinity, askAgainMs];
+  let record = { until: 0, revision: 0 }; // until when all is released, as it was last read
+  let isReplicated = false;
 
   const onTrouble = (error: unknown) => {
     trouble ??= textOf(error);
@@ -123,28 +129,42 @@ export async function releaseDue(
   return { released, ...(latestMs !== undefined && { latestMs }), ...(trouble && { error: trouble }) };
 
   async function look() {
-    const subject = doneSubjectOf(name);
     const [before, own, target] = await Promise.all([
-      records.read(subject, leftMs()),
+      records.read(doneSubject, leftMs()),
       infoOfSchedules(),
       schedulesInfo(connection, name, leftMs(), "looking at a stream"),
     ]);
     const until = before?.value.until ?? Date.parse(own.created);
+    record = { until, revision: before?.revision ?? 0 };
+    isReplicated = (own.config.num_replicas ?? 1) > 1;
     if (own.ts !== undefined) askAt = now() + askAfterMs;
-    // what is stored now is read back with the server's time, which it is at least since we know that it is stored
-    const written = now();
-    const [revision, storedBy] = await records.write(subject, before?.revision ?? 0, { until }, leftMs()).then(
-      (revision) => [revision, now()] as const,
-      (error: unknown) => {
-        if (!isConflict(error)) throw error;
-        return [];
-      },
-    );
-    const told = await records.read(subject, leftMs());
-    // what another one has stored was stored before it was read
-    const isOurs = told?.revision === revision && storedBy !== undefined;
-    serverClock.learn(told?.at ?? until, isOurs ? { after: written, by: storedBy } : { after: -Infinity, by: now() });
+    if (own.ts === undefined || only !== undefined) await readBack(await storeAgain());
     return { until, lastOfTarget: target.state.last_seq };
+  }
+
+  /** Stores the record again as it is: what was on its way into the stream before is stored by then as well. */
+  async function storeAgain(): Promise<Between & { readonly revision?: number }> {
+    for (let tries = 1; ; tries++) {
+      const after = now();
+      try {
+        const revision = await records.write(doneSubject, record.revision, { until: record.until }, leftMs());
+        return { revision, after, by: now() };
+      } catch (error) {
+        if (!isConflict(error)) throw error;
+        const another = { after: -Infinity, by: now() };
+        if (!isReplicated || tries === mostTries) return another;
+        await readBack(another); // a leader with replicas says so before it has stored what came earlier
+      }
+    }
+  }
+
+  /** Reads the record, with the server's time, which it is at least since we know that it is stored. */
+  async function readBack({ revision, after, by }: Between & { readonly revision?: number }): Promise<void> {
+    const told = await records.read(doneSubject, leftMs());
+    // what another one has stored was stored before it was read
+    const isOurs = told?.revision === revision;
+    serverClock.learn(told?.at ?? record.until, isOurs ? { after, by } : { after: -Infinity, by: now() });
+    if (told) record = { until: told.value.until, revision: told.revision };
   }
 
   /** Of the stream of notes; it tells the server's time as well: another stream's leader may have another one. */
@@ -233,7 +253,9 @@ export async function releaseDue(
       else agenda.hear(noteOf(subject));
     };
     for (const pattern of live) subscriptions.push(connection.subscribe(pattern, { callback }));
-    listings.push(...(await Promise.all(patterns.map(listOf))));
+    const stored = await storeAgain(); // what was made before it could be heard of is found
+    const [, ...found] = await Promise.all([readBack(stored), ...patterns.map(listOf)]);
+    listings.push(...found);
   }
 
   async function listOf(pattern: string): Promise<Listing> {
@@ -278,11 +300,10 @@ export async function releaseDue(
     ]);
     const earliest = Math.min(listedUntil, clock.now() - lateMs, ...agenda.left().map(({ at }) => at));
     if (startOfMinute(earliest) <= until) return;
-    const subject = doneSubjectOf(name);
-    const before = await records.read(subject, leftMs());
+    const before = await records.read(doneSubject, leftMs());
     if (before && before.value.until >= earliest) return;
     await records
-      .write(subject, before?.revision ?? 0, { until: startOfMinute(earliest) }, leftMs())
+      .write(doneSubject, before?.revision ?? 0, { until: startOfMinute(earliest) }, leftMs())
       .catch((error: unknown) => {
         if (!isConflict(error)) throw error;
       });

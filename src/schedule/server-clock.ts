@@ -1,5 +1,5 @@
 /** Two times of our own clock, in epoch milliseconds. */
-interface Between {
+export interface Between {
   readonly after: number;
   readonly by: number;
 }

@@ -133,6 +133,31 @@ describe.concurrent("on nats-server 2.9 a function", () => {
 });
 
 describe.concurrent("a schedule", () => {
+  it("on its way into the stream when a function begins is not missed: it looks when that is stored", async ({
+    expect,
+  }) => {
+    await using started = await start("newest", () => ({ in: "1h" }));
+    const connection = await started.system.connect();
+    const steps: string[] = [];
+    const watched = altered(connection, {
+      subscribe(subject, options) {
+        if (subject.startsWith("sortie.schedules.at")) steps.push("listens");
+        return connection.subscribe(subject, options);
+      },
+      async request(subject, payload, options) {
+        const isListing = subject.includes("STREAM.INFO") && `${payload}`.includes("sortie.schedules.at");
+        if (isListing) steps.push("looks");
+        const answer = await connection.request(subject, payload, options);
+        if (subject.startsWith("sortie.schedules.done")) steps.push("has stored");
+        return answer;
+      },
+    });
+    await release(watched, [{ ...tasks, schedules: "function" }], { deadline: Date.now() + 2_000 });
+    const kinds = steps.filter((step, n) => step !== steps[n - 1]);
+    expect(kinds.slice(0, 3)).toEqual(["listens", "has stored", "looks"]);
+    await connection.close();
+  }, 15_000);
+
   const soon = (ms: number) => new Date(Date.now() + ms);
 
   it("of the past is released at once, by one that runs as by one that comes", async ({ expect }) => {
