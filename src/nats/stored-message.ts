@@ -51,7 +51,10 @@ export async function storedMessage(
 }
 
 function bytesOf(base64 = ""): Uint8Array {
-  return Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let at = 0; at < text.length; at++) bytes[at] = text.charCodeAt(at); // Uint8Array.from takes ten times as long
+  return bytes;
 }
 
 /** The lines of a header block (NATS ADR-4). */
