@@ -6,6 +6,7 @@ import {
   RequestError,
   TimeoutError,
 } from "@nats-io/nats-core";
+import { longestMs } from "./within.ts";
 
 type Asked = Pick<NatsConnection, "publish" | "subscribe">;
 
@@ -73,7 +74,7 @@ export function answersOn(connection: Asked, inboxPrefix: string): Answers {
         if (!isListening) listen();
         asked += 1;
         const reply = prefix + asked.toString(36);
-        const timer = setTimeout(() => settled(reply)?.reject(new TimeoutError()), timeout);
+        const timer = setTimeout(() => settled(reply)?.reject(new TimeoutError()), Math.min(timeout, longestMs));
         waiting.set(reply, { subject, timer, resolve, reject });
         try {
           connection.publish(subject, payload, { reply, ...(headers && { headers }) });
