@@ -80,6 +80,7 @@ export async function releaseOver(
   let report: ReleaseReport;
   try {
     report = await release(connection, definitions, options);
+    if (report.streams.some(({ error }) => error)) await assertLoggedIn(connection);
   } catch (error) {
     await assertLoggedIn(connection);
     throw error;

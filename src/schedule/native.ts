@@ -21,6 +21,9 @@ const targetHeader = "Nats-Schedule-Target";
  */
 const settledBeforeMs = 1_000;
 
+/** So much later than it is due the server may take one up; by then it is not to be deleted. */
+const tickMs = 1_000;
+
 /** Whether the server releases messages by itself (NATS ADR-51). */
 export function releasesByItself(connection: Connection): boolean {
   return serverIsAtLeast(connection, "2.12");
@@ -50,10 +53,10 @@ export function nativeFor(
   now: number,
   what: string,
 ): Outgoing {
-  if (stream.maxAgeMs > 0 && at.getTime() - now >= stream.maxAgeMs) {
+  if (stream.maxAgeMs > 0 && at.getTime() - now > stream.maxAgeMs - tickMs) {
     throw new SortieError(
       "schedule-refused",
-      `${what} at ${at.toISOString()} would be deleted before it is due: stream "${stream.name}" keeps messages for ${stream.maxAgeMs / 1000} s (maxAge), its schedules among them. Give the stream \`schedules: "function"\`, which keeps them elsewhere`,
+      `${what} at ${at.toISOString()} would be deleted before it is due, or within a second of that: stream "${stream.name}" keeps messages for ${stream.maxAgeMs / 1000} s (maxAge), its schedules among them. Give the stream \`schedules: "function"\`, which keeps them elsewhere`,
     );
   }
   const headers = [

@@ -225,6 +225,10 @@ export function startOfMinute(at: number): number {
   return at - (at % minuteMs);
 }
 
+export function startOfDay(at: number): number {
+  return at - (at % dayMs);
+}
+
 /** A minute as three tokens, of which the first two name its hour and the first one its day. */
 function minuteOf(at: number): string {
   const text = new Date(at).toISOString();

@@ -7,7 +7,7 @@ import { isConflict, recordsIn } from "../nats/records.ts";
 import type { SubjectsPage } from "../nats/stream-info.ts";
 import { pause, point, within } from "../nats/within.ts";
 import { createAgenda, leadMs, together } from "./agenda.ts";
-import { doneSubjectOf, type Note, noteOf, notesBetween, soonNotes, startOfMinute } from "./pending.ts";
+import { doneSubjectOf, type Note, noteOf, notesBetween, soonNotes, startOfDay, startOfMinute } from "./pending.ts";
 import { type Claimed, createReleaser } from "./releaser.ts";
 import { type Between, createServerClock } from "./server-clock.ts";
 import { schedulesInfo, subjectsIn } from "./stored-schedule.ts";
@@ -27,8 +27,8 @@ const aheadMs = 5_000;
 /** Notes may still be written for minutes that have been over for so long: hosts' clocks differ. */
 const lateMs = 120_000;
 
-/** Once an hour they are looked for in as many minutes as this. */
-const veryLateMs = 24 * 3_600_000;
+/** They are listened to for so long after, and looked for once an hour. */
+const veryLateMs = 8 * 86_400_000;
 const hourMs = 3_600_000;
 const stepMs = 5_000;
 
@@ -116,7 +116,7 @@ export async function releaseDue(
     onTrouble,
   });
   const isSameHour = Math.floor(until / hourMs) === Math.floor(clock.now() / hourMs);
-  let listedUntil = isSameHour ? until : until - veryLateMs;
+  let listedUntil = isSameHour ? until : startOfDay(until - veryLateMs);
   try {
     await release();
   } catch (error) {
@@ -244,7 +244,8 @@ export async function releaseDue(
     const to = Math.max(clock.now() + aheadMs, awaitsNews ? 0 : serverClock.at(leaveAt));
     if (listedUntil > to) return;
     const soon = subscriptions.length === 0 ? [soonNotes(name)] : []; // listened to from then on
-    const live = [...soon, ...notesBetween(name, Math.max(listedUntil, startOfMinute(clock.now())), to)];
+    const from = subscriptions.length === 0 ? startOfDay(clock.now() - veryLateMs) : listedUntil;
+    const live = [...soon, ...notesBetween(name, from, to)];
     const patterns = [...soon, ...notesBetween(name, listedUntil, to)];
     listedUntil = startOfMinute(to) + 60_000;
     const callback = (error: Error | null, { subject }: { subject: string }) => {
@@ -259,14 +260,23 @@ export async function releaseDue(
   }
 
   async function listOf(pattern: string): Promise<Listing> {
-    const notes: Note[] = [];
+    const notes = new Set<Note>();
     let last: number | undefined;
-    for await (const { subjects, lastSequence } of subjectsIn(pattern, infoOfSchedules)) {
-      last ??= lastSequence;
-      const end = last;
-      notes.push(...subjects.map((subject) => agenda.list(noteOf(subject), end)));
+    // what others take away meanwhile shifts what is on the next page: until no page has anything new
+    for (let again = true; again; ) {
+      again = false;
+      let pages = 0;
+      for await (const { subjects, lastSequence } of subjectsIn(pattern, infoOfSchedules)) {
+        last ??= lastSequence;
+        pages += 1;
+        for (const subject of subjects) {
+          again ||= !agenda.knows(subject);
+          notes.add(agenda.list(noteOf(subject), last));
+        }
+      }
+      again &&= pages > 1;
     }
-    return { pattern, last: last ?? 0, notes };
+    return { pattern, last: last ?? 0, notes: [...notes] };
   }
 
   /** What is not due yet waits for its time at once, not for the last of those that are claimed with it. */

@@ -1,13 +1,13 @@
 import { schedulesStream } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, textOf } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { isReleasedByServer, scheduleSubjects } from "./native.ts";
 import { allNotes } from "./pending.ts";
 import { type Released, releaseDue } from "./release-due.ts";
 import { schedulesInfo, storedSchedule } from "./stored-schedule.ts";
 
-/** What one scheduler invocation did for the schedules of one stream. */
+/** What one scheduler invocation did for the schedules of one stream; `error` is what went wrong, with what to do. */
 interface ReleasedOf extends Partial<Released> {
   readonly stream: string;
   /** How many wait on the server, which releases them by itself; left out where it does not. */
@@ -35,8 +35,7 @@ const tailMs = 1_000;
  * Releases what is due. Where the server does so by itself it makes sure that the stream has its schedules switched on, and
  * releases what the server cannot: what comes again, and what waits since the server was older. There it stays only
  * for what it knows to become due.
- * @throws SortieError `schedule-refused` where schedules would not be released, `stream-missing` for a stream that they need,
- * with what to do.
+ * What keeps the schedules of one stream from being released is its `error`, with what to do.
  */
 export async function release(
   connection: Connection,
@@ -51,17 +50,22 @@ export async function release(
   const leftMs = () => times.settleBy - now();
   const releasing = streams
     .filter((stream) => stream.schedules)
-    .map(async (stream): Promise<ReleasedOf> => {
-      const { name } = stream;
-      const onServer = isReleasedByServer(connection, stream)
-        ? await countOnServer(connection, name, leftMs())
-        : undefined;
-      const awaitsNews = onServer === undefined;
-      const waits = awaitsNews || (await hasToRelease(connection, [stream], leftMs()));
-      const released = waits ? await releaseDue(connection, stream, { ...times, awaitsNews }) : undefined;
-      return { stream: name, ...(onServer !== undefined && { onServer }), ...released };
-    });
+    .map(
+      (stream): Promise<ReleasedOf> =>
+        releaseOf(stream).catch((error: unknown) => ({ stream: stream.name, error: textOf(error) })), // not of the others
+    );
   return { streams: await Promise.all(releasing) };
+
+  async function releaseOf(stream: StreamDefinition): Promise<ReleasedOf> {
+    const { name } = stream;
+    const onServer = isReleasedByServer(connection, stream)
+      ? await countOnServer(connection, name, leftMs())
+      : undefined;
+    const awaitsNews = onServer === undefined;
+    const waits = awaitsNews || (await hasToRelease(connection, [stream], leftMs()));
+    const released = waits ? await releaseDue(connection, stream, { ...times, awaitsNews }) : undefined;
+    return { stream: name, ...(onServer !== undefined && { onServer }), ...released };
+  }
 }
 
 /** Whether a function has something to release, now or later: always, where only functions do. */

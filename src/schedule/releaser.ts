@@ -8,19 +8,10 @@ import { headerOf, type StoredMessage, storedMessage } from "../nats/stored-mess
 import type { Headers } from "../publish/outgoing.ts";
 import { isOutrun, publish } from "../publish/publish.ts";
 import { type Agenda, leadMs } from "./agenda.ts";
-import {
-  memoFor,
-  type Note,
-  noteFor,
-  noteOf,
-  type Pending,
-  pendingHeaders,
-  pendingOf,
-  rememberedMs,
-  rewritten,
-} from "./pending.ts";
+import { type Note, noteFor, noteOf, type Pending, pendingHeaders, pendingOf, rewritten } from "./pending.ts";
 import { caughtUp, type Occurrence, occurrenceAfter, releasedFor, releaseIdOf } from "./recurring.ts";
-import { secondsUntil } from "./schedule.ts";
+import { remember } from "./schedule.ts";
+import { schedulesInfo } from "./stored-schedule.ts";
 import { tokenOf } from "./when.ts";
 
 /** How long whoever has claimed one may take: then it is taken over. */
@@ -28,6 +19,12 @@ const patienceMs = 5_000;
 
 /** How often it is looked whether the one before is handled, where the next waits for that. */
 const lookAgainMs = 1_000;
+
+/** Whoever has claimed one has released it by then, or has looked whether it is still his. */
+const releasedWithinMs = 60_000;
+
+/** In how many parts a stream is searched at the same time. */
+const searchers = 32;
 
 /** What the released message does not have. */
 const ofSchedule = new Set<string>(Object.values(pendingHeaders));
@@ -120,6 +117,10 @@ export function createReleaser(
     if (recurring && !before) {
       occurrence = caughtUp(recurring, id, pending.planned, clock.now());
       const isLater = !occurrence || occurrence.due > Math.max(note.at, clock.now());
+      if (occurrence && !isLater && recurring.overlap !== "allow" && occurrence.due > clock.now()) {
+        agenda.insert(note, occurrence.due); // by then the one before may be handled
+        return undefined;
+      }
       const overlaps = !isLater && recurring.overlap !== "allow" && (await isUnhandled(pending));
       if (overlaps && recurring.overlap === "queue") {
         agenda.insert(note, clock.now() + lookAgainMs);
@@ -152,7 +153,7 @@ export function createReleaser(
       }
       const id = pending.recurring ? releaseIdOf(pending) : `sortie.release.${first}.${at}`;
       const isForgotten = before && clock.now() > before.since + duplicateWindowMs;
-      let sequence = isForgotten ? await sequenceOf(target, before.after, id) : undefined;
+      let sequence = isForgotten ? await sequenceOf(target, before, id) : undefined;
       if (sequence === undefined) {
         const outgoing = { stream: name, subject: target, payload: stored.data, id, headers: headersOf(claimed) };
         const published = await publish(connection, outgoing, leftMs());
@@ -184,8 +185,12 @@ export function createReleaser(
     const next = recurring && occurrenceAfter(recurring, id, planned);
     if (next) return await comeAgain(note, claimed, next, sequence);
     if (note.schedule === note.subject) {
-      await records.remove(claimed.sequence, leftMs());
-      return agenda.over(note, 0);
+      try {
+        await records.remove(claimed.sequence, leftMs());
+        return agenda.over(note, 0);
+      } catch (error) {
+        onTrouble(error); // it would be released again and again
+      }
     }
     if (await leaveWord(claimed, pending)) agenda.over(note, claimed.sequence);
     else lookAgain(note);
@@ -233,17 +238,13 @@ export function createReleaser(
 
   /** False where somebody has written in its place. */
   async function leaveWord(stored: StoredMessage, { id, at }: Pending): Promise<boolean> {
-    const forgetAt = Math.round(clock.now()) + rememberedMs;
-    const seconds = secondsUntil(connection, forgetAt, clock.now());
-    const memo = memoFor(stored, { id, state: "released", at, forgetAt, seconds });
     try {
-      await publish(connection, memo, leftMs());
+      await remember(connection, name, stored, { id, state: "released", at, now: clock.now() }, leftMs);
+      return true;
     } catch (error) {
       if (!isOutrun(error)) throw error;
       return false;
     }
-    if (seconds === undefined) await publish(connection, noteFor(name, tokenOf(id), forgetAt, clock.now()), leftMs());
-    return true;
   }
 
   /** Whether the one before is still to be handled: it waits for a consumer of its subject, or is parked for a retry. */
@@ -268,13 +269,28 @@ export function createReleaser(
     return Boolean(retry) || isLeft;
   }
 
-  /** Where the target stream has it, whose id may have been forgotten there. */
-  async function sequenceOf(subject: string, after: number, id: string): Promise<number | undefined> {
-    for (let seq = after + 1; ; ) {
-      const which = { next_by_subj: subject, seq };
-      const found = await storedMessage(connection, name, which, leftMs(), "looking for what was released");
-      if (!found || headerOf(found, "Nats-Msg-Id") === id) return found?.sequence;
-      seq = found.sequence + 1;
-    }
+  /** Where the target stream has it, whose id may have been forgotten there: what came to it meanwhile is gone through. */
+  async function sequenceOf(
+    subject: string,
+    { after, since }: { readonly after: number; readonly since: number },
+    id: string,
+  ): Promise<number | undefined> {
+    const { state } = await schedulesInfo(connection, name, leftMs(), "looking at a stream");
+    const share = Math.ceil((state.last_seq - after) / searchers);
+    const found = await Promise.all(
+      Array.from({ length: searchers }, async (_, n) => {
+        const end = after + share * (n + 1);
+        for (let seq = after + share * n + 1; seq <= end; ) {
+          const which = { next_by_subj: subject, seq };
+          const stored = await storedMessage(connection, name, which, leftMs(), "looking for what was released");
+          if (!stored || stored.sequence > end) return undefined;
+          if (headerOf(stored, "Nats-Msg-Id") === id) return stored.sequence;
+          if (Date.parse(stored.time) > since + releasedWithinMs) return undefined;
+          seq = stored.sequence + 1;
+        }
+        return undefined;
+      }),
+    );
+    return found.find((sequence) => sequence !== undefined);
   }
 }

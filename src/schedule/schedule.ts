@@ -1,10 +1,10 @@
 import type { StreamDefinition } from "../define/stream.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, textOf } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { serverIsAtLeast } from "../nats/jetstream.ts";
 import type { StoredMessage } from "../nats/stored-message.ts";
 import type { Outgoing } from "../publish/outgoing.ts";
-import { assertFits, type Published, publish } from "../publish/publish.ts";
+import { assertFits, isOutrun, type Published, publish } from "../publish/publish.ts";
 import {
   changeable,
   isReleasedByServer,
@@ -14,8 +14,18 @@ import {
   removeNative,
   replaceNative,
 } from "./native.ts";
-import { memoFor, namelessFor, pendingFor, pendingOf, rememberedMs, scheduleSubject } from "./pending.ts";
+import {
+  expectedLast,
+  memoFor,
+  namelessFor,
+  noteFor,
+  pendingFor,
+  pendingOf,
+  rememberedMs,
+  scheduleSubject,
+} from "./pending.ts";
 import { occurrenceAfter, type RecurringOptions, recurringOf, releasedFor, releaseIdOf } from "./recurring.ts";
+import { storedSchedule } from "./stored-schedule.ts";
 import { assertWithin, dueAt, releasedHeaders, tokenOf, type When } from "./when.ts";
 
 /** When a message is released, once or time and again. */
@@ -60,6 +70,8 @@ export function scheduled(
   now: number,
 ): Scheduled {
   const what = `A schedule for "${outgoing.subject}"`;
+  const since = performance.now();
+  const sentAt = () => now + (performance.now() - since); // a handler may work on before it is sent
   if (!stream.schedules) {
     throw new SortieError("schedule-refused", `${what}: stream "${stream.name}" is defined with \`schedules: false\``);
   }
@@ -72,10 +84,10 @@ export function scheduled(
     const released = releasedFor({ id, planned, at: due }, outgoing.headers ?? []);
     assertFits(connection, { ...outgoing, id: releaseIdOf({ id, planned }), headers: released });
     const again = { ...recurring, planned, owner, isPaused };
-    const messages = pendingFor(outgoing, { stream: stream.name, id, at: due, recurring: again }, now);
     return {
       at: new Date(planned),
       async store(ms) {
+        const messages = pendingFor(outgoing, { stream: stream.name, id, at: due, recurring: again }, sentAt());
         const stored = await all(connection, messages, ms);
         if (isReleasedByServer(connection, stream)) await replaceOnServer(connection, stream.name, id, ms);
         return stored;
@@ -95,14 +107,20 @@ export function scheduled(
       at,
       async store(ms) {
         const stored = await replaceNative(connection, schedule, stream.name, ms);
-        await publish(connection, word, ms); // after it: what was refused is not told of
+        // after it: what was refused is not told of
+        if (!stored.duplicate) await publish(connection, word, ms);
+        else if (
+          await storedSchedule(connection, stream.name, { last_by_subj: schedule.subject }, ms, "reading a schedule")
+        )
+          await publishIfNone(connection, word, ms); // who made it may have died before that
         return stored;
       },
     };
   }
   const pending = { stream: stream.name, id, at: at.getTime() };
-  const messages = nameless ? [namelessFor(message, pending, now)] : pendingFor(message, pending, now);
-  return { at, store: (ms) => all(connection, messages, ms) };
+  const messages = (sent: number) =>
+    nameless ? [namelessFor(message, pending, sent)] : pendingFor(message, pending, sent);
+  return { at, store: (ms) => all(connection, messages(sentAt()), ms) };
 }
 
 function comesAgain(options: When | RecurringOptions): options is RecurringOptions {
@@ -113,6 +131,15 @@ function comesAgain(options: When | RecurringOptions): options is RecurringOptio
 export function releaseOf(schedule: StoredMessage): { at: number; target: string } {
   const native = nativeOf(schedule);
   return native.target ? native : pendingOf(schedule);
+}
+
+/** Publishes it where nothing is stored on its subject yet. */
+async function publishIfNone(connection: Connection, outgoing: Outgoing, ms: number): Promise<void> {
+  try {
+    await publish(connection, { ...outgoing, headers: [...(outgoing.headers ?? []), [expectedLast, "0"]] }, ms);
+  } catch (error) {
+    if (!isOutrun(error)) throw error;
+  }
 }
 
 /** Publishes them in one flight, in their order; answers for the first. */
@@ -137,7 +164,35 @@ export function wordOfServer(connection: Connection, stream: string, id: string,
   );
 }
 
+/**
+ * Tells for a while what became of a schedule, in the place of its `sequence` where that is given: until the server takes
+ * that away, or a function does where neither the server nor the stream is made for it.
+ * @throws SortieError as `publish` does.
+ */
+export async function remember(
+  connection: Connection,
+  stream: string,
+  place: { readonly subject: string; readonly sequence?: number },
+  { id, state, at, now }: { id: string; state: "released" | "cancelled"; at: number; now: number },
+  leftMs: () => number,
+): Promise<void> {
+  const forgetAt = Math.ceil(Math.max(at, now)) + rememberedMs;
+  const seconds = secondsUntil(connection, forgetAt, now);
+  const leave = (seconds?: number): Promise<Published> =>
+    publish(connection, memoFor(place, { id, state, at, forgetAt, seconds }), leftMs());
+  if (seconds !== undefined) {
+    try {
+      await leave(seconds);
+      return;
+    } catch (error) {
+      if (!/TTL is disabled/i.test(textOf(error))) throw error; // the stream was made for an older server
+    }
+  }
+  await leave();
+  await publish(connection, noteFor(stream, tokenOf(id), forgetAt, now), leftMs());
+}
+
 /** For how long the server keeps something until then; undefined where it does not take things away by itself. */
-export function secondsUntil(connection: Connection, at: number, now: number): number | undefined {
+function secondsUntil(connection: Connection, at: number, now: number): number | undefined {
   return serverIsAtLeast(connection, "2.11") ? Math.ceil((at - now) / 1_000) : undefined;
 }

@@ -20,18 +20,16 @@ import {
 } from "./native.ts";
 import {
   expectedLast,
-  memoFor,
   noteFor,
   type Pending,
   pendingHeaders,
   pendingOf,
-  rememberedMs,
   rewritten,
   scheduleSubject,
 } from "./pending.ts";
 import { occurrenceAfter, occurrencesAfter, type Recurring } from "./recurring.ts";
 import { releaseDue } from "./release-due.ts";
-import { type Named, type ScheduleOptions, scheduled, secondsUntil, wordOfServer } from "./schedule.ts";
+import { type Named, remember, type ScheduleOptions, scheduled, wordOfServer } from "./schedule.ts";
 import { schedulesInfo, storedSchedule, subjectsIn } from "./stored-schedule.ts";
 import { assertAlone, idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
 
@@ -242,7 +240,7 @@ export function createSchedules(
     if (pending.state === "released") return "already-fired";
     // one that comes again does not after what is being released
     if (pending.releasing && !pending.recurring) return "already-fired";
-    await leaveWord(stream, record, leftMs);
+    await leaveWord(stream, record, pending, leftMs);
     return "cancelled";
   }
 
@@ -258,7 +256,7 @@ export function createSchedules(
       if (another) return;
       try {
         const place = { subject, sequence: word?.sequence ?? 0 };
-        await publish(connection, wordOf(place, id, nativeOf(native).at), leftMs());
+        await leaveWord(stream, place, { id, at: nativeOf(native).at }, leftMs);
         return;
       } catch (error) {
         if (!isOutrun(error) || leftMs() <= 1) throw error;
@@ -266,24 +264,14 @@ export function createSchedules(
     }
   }
 
-  /** Tells in its place that it was cancelled, for as long as that is remembered. */
-  async function leaveWord(
+  /** Tells in its place that it was cancelled. */
+  function leaveWord(
     { name }: StreamDefinition,
-    record: StoredMessage & { readonly pending: Pending },
+    place: { readonly subject: string; readonly sequence?: number },
+    { id, at }: Pick<Pending, "id" | "at">,
     leftMs: () => number,
   ): Promise<void> {
-    const { id, at } = record.pending;
-    await publish(connection, wordOf(record, id, at), leftMs());
-    const forgetAt = Math.max(at, now()) + rememberedMs;
-    if (secondsUntil(connection, forgetAt, now()) === undefined)
-      await publish(connection, noteFor(name, tokenOf(id), Math.ceil(forgetAt), now()), leftMs());
-  }
-
-  /** That it was cancelled. */
-  function wordOf(place: { readonly subject: string; readonly sequence?: number }, id: string, at: number) {
-    const forgetAt = Math.max(at, now()) + rememberedMs;
-    const seconds = secondsUntil(connection, forgetAt, now());
-    return memoFor(place, { id, state: "cancelled", at, forgetAt, seconds });
+    return remember(connection, name, place, { id, state: "cancelled", at, now: now() }, leftMs);
   }
 
   async function fireOnce({ stream, record, native }: Found, leftMs: () => number) {
@@ -366,7 +354,7 @@ export function createSchedules(
     }
     const next = occurrenceAfter(pending.recurring, pending.id, now());
     if (!next) {
-      await leaveWord(stream, record, leftMs);
+      await leaveWord(stream, record, pending, leftMs);
       return "unknown" as const; // its times passed by meanwhile
     }
     const changes = {

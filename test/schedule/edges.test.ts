@@ -2,7 +2,9 @@ import { describe, it } from "vitest";
 import * as z from "zod";
 import { createApp, defineConsumer, defineStream, fixed } from "../../src/index.ts";
 import { type Connection, disconnect } from "../../src/nats/connection.ts";
+import { publish } from "../../src/publish/publish.ts";
 import { release } from "../../src/schedule/release.ts";
+import { scheduled } from "../../src/schedule/schedule.ts";
 import { createSchedules } from "../../src/schedule/schedules.ts";
 import { altered } from "../support/connections.ts";
 import { programOf, type ServerVersion } from "../support/servers.ts";
@@ -52,6 +54,73 @@ async function released({ jsm }: System): Promise<{ data: unknown; lateMs: numbe
 const dataOf = async (system: System) => (await released(system)).map(({ data }) => data);
 
 describe.concurrent("a schedule", () => {
+  it("that comes again is not left out for one before that is handled by its time", async ({ expect }) => {
+    const queue = defineStream("QUEUE", {
+      subjects: { queue: z.any() },
+      retention: "workqueue",
+      schedules: "function",
+    });
+    await using system = await startSystem(createApp({ streams: [queue] }));
+    await system.jsm.consumers.add("QUEUE", { durable_name: "worker", ack_policy: "explicit" });
+    const connection = await system.connect();
+    await createSchedules(connection, [queue]).schedule("queue", 1, { every: "2s", id: "x", overlap: "skip" });
+    const running = release(connection, [queue], { deadline: Date.now() + 8_500, lingerMs: 7_000 });
+    const consumer = await system.js.consumers.get("QUEUE", "worker");
+    const times: number[] = [];
+    while (times.length < 3) {
+      const message = await consumer.next({ expires: 5_000 });
+      const due = Number(message?.headers?.get("Sortie-Scheduled-For"));
+      times.push(due);
+      await sleep(due + 1_850 - Date.now()); // after the next one would be claimed
+      await message?.ackAck();
+    }
+    expect(times.map((at, n) => at - (times[n - 1] ?? at - 2_000))).toEqual([2_000, 2_000, 2_000]);
+    await running;
+    disconnect(connection);
+  }, 20_000);
+
+  it("of the server that is asked for once more, after it was released or cancelled, is what it was", async ({
+    expect,
+  }) => {
+    const native = defineStream("NATIVE", { subjects: { native: z.any() } });
+    await using system = await startSystem(createApp({ streams: [native] }));
+    const connection = await system.connect();
+    const schedules = createSchedules(connection, [native]);
+    const outgoing = (id: string) => ({ stream: "NATIVE", subject: "native", payload: Buffer.from("1"), id });
+    const ask = (id: string, ms: number) =>
+      scheduled(connection, outgoing(id), native, { id, in: ms }, Date.now()).store(5_000);
+    await ask("released", 200);
+    await ask("cancelled", 1_500);
+    expect(await schedules.cancel("cancelled")).toBe("cancelled");
+    await publish(connection, outgoing("published"), 5_000);
+    await expect.poll(async () => (await schedules.get("released"))?.state).toBe("released");
+    for (const id of ["released", "cancelled", "published"])
+      expect(await ask(id, 1_500), id).toMatchObject({ duplicate: true });
+    for (const ms of [0, 2_500]) {
+      await sleep(ms);
+      expect(await schedules.get("released")).toMatchObject({ state: "released" });
+      expect(await schedules.get("cancelled")).toMatchObject({ state: "cancelled" });
+      expect(await schedules.get("published")).toBeUndefined();
+    }
+    expect(await schedules.cancel("released")).toBe("already-fired");
+    expect(await schedules.cancel("published")).toBe("unknown");
+    disconnect(connection);
+  }, 20_000);
+
+  it("of the server that its stream would delete just when it is due is refused", async ({ expect }) => {
+    const brief = defineStream("BRIEF", { subjects: { brief: z.any() }, maxAge: "3s" });
+    await using system = await startSystem(createApp({ streams: [brief] }));
+    const connection = await system.connect();
+    const schedules = createSchedules(connection, [brief]);
+    const refused = schedules.schedule("brief", 1, { in: "2.1s" });
+    await expect(refused).rejects.toThrow(/within a second of that.*keeps messages for 3 s/);
+    await schedules.schedule("brief", 1, { in: "1.9s", id: "x" });
+    await expect
+      .poll(async () => (await system.jsm.streams.info("BRIEF", { subjects_filter: "brief" })).state.subjects)
+      .toEqual({ brief: 1 });
+    disconnect(connection);
+  }, 20_000);
+
   it("of the past that is made again within the minute is released again", async ({ expect }) => {
     await using started = await start("2.10");
     const schedules = await started.client();

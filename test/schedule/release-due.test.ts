@@ -1,9 +1,11 @@
 import type { MsgHdrs } from "@nats-io/nats-core";
-import { describe, it } from "vitest";
+import { describe, it, vi } from "vitest";
 import * as z from "zod";
+import { SortieError } from "../../src/errors.ts";
 import { createApp, defineConsumer, defineStream, fixed, type ScheduleOptions } from "../../src/index.ts";
 import { release } from "../../src/schedule/release.ts";
 import { scheduled } from "../../src/schedule/schedule.ts";
+import { createSchedules } from "../../src/schedule/schedules.ts";
 import { altered } from "../support/connections.ts";
 import { programOf, type ServerVersion } from "../support/servers.ts";
 import { startSystem } from "../support/system.ts";
@@ -133,6 +135,120 @@ describe.concurrent("on nats-server 2.9 a function", () => {
 });
 
 describe.concurrent("a schedule", () => {
+  it("is not missed where others take away what was on the page before", async ({ expect }) => {
+    await using started = await start("2.10", () => ({ in: "1h" }));
+    const { system } = started;
+    const connection = await system.connect();
+    const at = new Date(Date.now() - 1_000);
+    for (const n of numbers(12)) {
+      const payload = new TextEncoder().encode(JSON.stringify({ n }));
+      const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
+      await scheduled(connection, outgoing, tasks, { id: `x${n}`, nameless: true, at }, Date.now()).store(5_000);
+    }
+    const page = 5;
+    let pages = 0;
+    const paged = altered(connection, {
+      async request(subject, payload, options) {
+        const isInfo = subject.startsWith("$JS.API.STREAM.INFO") && payload;
+        const { subjects_filter = "", offset = 0 } = isInfo ? JSON.parse(`${payload}`) : {};
+        if (!subjects_filter.includes(".soon.")) return connection.request(subject, payload, options);
+        const answer = await connection.request(subject, JSON.stringify({ subjects_filter }), options);
+        const info = answer.json<{ state: { subjects: Record<string, number> } }>();
+        const all = Object.entries(info.state.subjects ?? {}).toSorted(([a], [b]) => (a < b ? -1 : 1));
+        info.state.subjects = Object.fromEntries(all.slice(offset, offset + page));
+        if (pages++ === 0) {
+          const gone = all.slice(0, 3).map(([one]) => one);
+          for (const subject of gone) {
+            const { seq } = (await system.jsm.streams.getMessage("SORTIE_SCHEDULES", { last_by_subj: subject })) ?? {};
+            await system.jsm.streams.deleteMessage("SORTIE_SCHEDULES", seq ?? 0);
+          }
+        }
+        return Object.assign(Object.create(answer), { json: () => info });
+      },
+    });
+    const report = await release(paged, [tasks], { deadline: Date.now() + 3_000 });
+    expect(report).toEqual({ streams: [{ stream: "TASKS", released: 9, latestMs: expect.any(Number) }] });
+    expect(await started.left()).toEqual([]);
+    await connection.close();
+  }, 15_000);
+
+  it("that a handler made long before it was sent is found at once, and so is one of a host that is behind", async ({
+    expect,
+  }) => {
+    await using started = await start("newest", () => ({ in: "1h" }));
+    const { system, released } = started;
+    await started.releaseFor(0); // that all until now is released is remembered
+    const connection = await system.connect();
+    const stream = { ...tasks, schedules: "function" } as const;
+    const make = (n: number, ms: number, now: number) => {
+      const payload = new TextEncoder().encode(JSON.stringify({ n }));
+      const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
+      return scheduled(connection, outgoing, stream, { id: `x${n}`, in: ms }, now);
+    };
+    vi.useFakeTimers({ toFake: ["performance"], now: Date.now() });
+    const slow = make(1, 61_000, Date.now() - 240_000);
+    vi.advanceTimersByTime(240_000);
+    await slow.store(5_000);
+    vi.useRealTimers();
+    const running = release(connection, [stream], { deadline: Date.now() + 3_500, lingerMs: 2_000 });
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    const another = await system.connect();
+    const behind = Date.now() - 3 * 86_400_000;
+    const payload = new TextEncoder().encode(JSON.stringify({ n: 2 }));
+    const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
+    await scheduled(another, outgoing, stream, { id: "x2", in: 3_600_000 }, behind).store(5_000);
+    await running;
+    expect((await released()).map(({ n }) => n)).toEqual([1, 2]);
+    await another.close();
+    await connection.close();
+  }, 15_000);
+
+  it("of one stream is released where another stream is missing, which the report says", async ({ expect }) => {
+    await using started = await start("2.10", () => ({ in: "1h" }));
+    const missing = defineStream("MISSING", { subjects: { missing: Task } });
+    await started.schedule(1, new Date(Date.now() - 1_000));
+    const connection = await started.system.connect();
+    expect(await release(connection, [missing, tasks], { deadline: Date.now() + 3_000 })).toMatchObject({
+      streams: [
+        { stream: "MISSING", error: expect.stringMatching(/stream not found.*npx sortie apply/) },
+        { released: 1 },
+      ],
+    });
+    await connection.close();
+  });
+
+  it("is released once where the stream of schedules was made by an older server, and where nothing may be removed", async ({
+    expect,
+  }) => {
+    await using started = await start("newest", () => ({ in: "1h" }));
+    const { system } = started;
+    const { config } = await system.jsm.streams.info("SORTIE_SCHEDULES");
+    await system.jsm.streams.delete("SORTIE_SCHEDULES");
+    await system.jsm.streams.add({ ...config, allow_msg_ttl: false });
+    const stream = { ...tasks, schedules: "function" } as const;
+    const connection = await system.connect();
+    const schedules = createSchedules(connection, [stream]);
+    await schedules.schedule("tasks.later", { n: 1 }, { in: 1, id: "named" });
+    await schedules.schedule("tasks.later", { n: 2 }, { in: "1h", id: "cancelled" });
+    expect(await schedules.cancel("cancelled")).toBe("cancelled");
+    const payload = new TextEncoder().encode(JSON.stringify({ n: 3 }));
+    const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
+    await scheduled(connection, outgoing, stream, { id: "x", nameless: true, in: 1 }, Date.now()).store(5_000);
+    const keeping = altered(connection, {
+      request: (subject, ...rest) =>
+        subject.startsWith("$JS.API.STREAM.MSG.DELETE")
+          ? Promise.reject(new SortieError("permission-denied", `may not ${subject}`))
+          : connection.request(subject, ...rest),
+    });
+    const run = (lingerMs: number) => release(keeping, [stream], { deadline: Date.now() + lingerMs + 2_000, lingerMs });
+    expect(await run(7_000)).toMatchObject({ streams: [{ released: 2, error: expect.stringContaining("may not") }] });
+    expect(await run(0)).toEqual({ streams: [{ stream: "TASKS", released: 0 }] });
+    expect((await started.released()).map(({ n }) => n).toSorted()).toEqual([1, 3]);
+    expect(await schedules.get("named")).toMatchObject({ state: "released" });
+    expect(await schedules.get("cancelled")).toMatchObject({ state: "cancelled" });
+    await connection.close();
+  }, 20_000);
+
   it("on its way into the stream when a function begins is not missed: it looks when that is stored", async ({
     expect,
   }) => {
