@@ -6,7 +6,7 @@ import type { Binding } from "../consume/handler.ts";
 import type { InvocationReport } from "../consume/report.ts";
 import { schemaOf } from "../define/stream.ts";
 import type { Duration } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
 import { storedMessage } from "../nats/stored-message.ts";
 import { type Outgoing, preparePayload } from "../publish/outgoing.ts";
@@ -194,8 +194,7 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     assertQuery(c);
     assertJson(c);
     const { subject, data, ...when } = await objectOf(c.req.raw, requestMsOf(c));
-    if (typeof subject !== "string")
-      throw malformed(`Expected subject to be a string, got ${JSON.stringify(subject)?.slice(0, 300)}`);
+    if (typeof subject !== "string") throw malformed(`Expected subject to be a string, got ${shown(subject)}`);
     publicStream(app, subject, true);
     const made = await onSchedules(c, (schedules) =>
       schedules.schedule(subject, data, when as unknown as ScheduleOptions),
@@ -342,7 +341,7 @@ function corsFor(origins: readonly string[]) {
     if (origin === "*" || (URL.canParse(origin) && new URL(origin).origin === origin)) continue;
     throw new SortieError(
       "invalid-option",
-      `cors: expected origins such as "https://app.example.com", without a path, or "*", got ${JSON.stringify(origin)}`,
+      `cors: expected origins such as "https://app.example.com", without a path, or "*", got ${shown(origin)}`,
     );
   }
   return cors({

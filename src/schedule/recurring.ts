@@ -1,5 +1,5 @@
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import type { Headers } from "../publish/outgoing.ts";
 import { latestUntil, nextAfter, type Recurrence, type RecurrenceOptions, recurrenceOf } from "./recurrence.ts";
 import { assertAlone, idHeader, releasedHeaders } from "./when.ts";
@@ -63,7 +63,7 @@ export function recurringOf(options: RecurringOptions, now: number, what: string
   if (jitterMs >= shortestOf(recurrence, now)) {
     throw new SortieError(
       "invalid-option",
-      `${what}: expected a jitter shorter than the time between two releases, got ${JSON.stringify(jitter)}`,
+      `${what}: expected a jitter shorter than the time between two releases, got ${shown(jitter)}`,
     );
   }
   return { ...recurrence, catchUp, overlap, jitterMs };
@@ -72,7 +72,7 @@ export function recurringOf(options: RecurringOptions, now: number, what: string
     if (known.includes(got)) return;
     throw new SortieError(
       "invalid-option",
-      `${what}: expected ${name} ${known.map((one) => `"${one}"`).join(" or ")}, got ${JSON.stringify(got)}`,
+      `${what}: expected ${name} ${known.map((one) => `"${one}"`).join(" or ")}, got ${shown(got)}`,
     );
   }
 }

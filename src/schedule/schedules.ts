@@ -1,6 +1,6 @@
 import { schedulesStream } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
 import type { SubjectsPage } from "../nats/stream-info.ts";
@@ -33,7 +33,7 @@ import { occurrenceAfter, occurrencesAfter, type Recurring } from "./recurring.t
 import { releaseDue } from "./release-due.ts";
 import { type Named, type ScheduleOptions, scheduled, secondsUntil, wordOfServer } from "./schedule.ts";
 import { schedulesInfo, storedSchedule, subjectsIn } from "./stored-schedule.ts";
-import { assertAlone, idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
+import { assertAlone, assertOptions, idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
 
 /** What is known of a schedule. */
 export interface ScheduleStatus {
@@ -49,7 +49,7 @@ export interface ScheduleStatus {
   readonly data?: unknown;
   /** How it comes again. */
   readonly recurring?: Recurring;
-  /** The next five times of one that comes again. */
+  /** The next five times of one that comes again; while it is paused there is none. */
   readonly next?: readonly Date[];
 }
 
@@ -130,6 +130,12 @@ export function createSchedules(
 
   return {
     async schedule(subject, data, options) {
+      if (typeof subject !== "string")
+        throw new SortieError(
+          "unknown-subject",
+          `A schedule: expected its subject to be a text, got ${shown(subject)}`,
+        );
+      assertOptions(options, 'options such as { in: "30s" }', `A schedule for "${subject}"`);
       const outgoing = await prepare(streams, subject, data);
       const stream = streamFor(streams, subject);
       const { id = crypto.randomUUID(), ...when } = options;
@@ -176,8 +182,10 @@ export function createSchedules(
     }
   }
 
-  async function find(id: string, { stream: wanted }: Where = {}, leftMs: () => number): Promise<Found | undefined> {
+  async function find(id: string, where: Where = {}, leftMs: () => number): Promise<Found | undefined> {
     const token = tokenOf(id);
+    assertOptions(where, 'nothing, or a stream such as { stream: "ORDERS" }', `Schedule "${id}"`);
+    const { stream: wanted } = where;
     const among = taking.filter(({ name }) => wanted === undefined || name === wanted);
     if (wanted !== undefined && among.length === 0) throw notTaking(wanted);
     const found = (await Promise.all(among.map((stream) => read(stream, token, leftMs())))).filter(isThere);
@@ -196,7 +204,7 @@ export function createSchedules(
     const known = taking.map((stream) => stream.name).join(", ");
     return new SortieError(
       "invalid-option",
-      `Expected one of the app's streams that take schedules (${known || "there is none"}), got "${name}"`,
+      `Expected one of the app's streams that take schedules (${known || "there is none"}), got ${shown(name)}`,
     );
   }
 
@@ -392,9 +400,16 @@ export function createSchedules(
     return note.subject;
   }
 
-  async function list({ stream, prefix = "", from, to, limit = 50, after }: ListOptions = {}): Promise<ScheduleList> {
+  async function list(options: ListOptions = {}): Promise<ScheduleList> {
+    assertOptions(options, 'nothing, or options such as { prefix: "trial of " }', "A list of schedules");
+    const { stream, prefix = "", from, to, limit = 50, after } = options;
     if (!Number.isInteger(limit) || limit < 1 || limit > 500)
-      throw new SortieError("invalid-option", `Expected limit to be a whole number from 1 to 500, got ${limit}`);
+      throw new SortieError("invalid-option", `Expected limit to be a whole number from 1 to 500, got ${shown(limit)}`);
+    for (const [name, text] of Object.entries({ prefix, after }))
+      if (text !== undefined && typeof text !== "string") throw unfit(name, "a text", text);
+    for (const [name, time] of Object.entries({ from, to }))
+      if (time !== undefined && !(time instanceof Date && Number.isFinite(time.getTime())))
+        throw unfit(name, "a Date", time);
     const leftMs = timer();
     const among = taking.filter(({ name }) => stream === undefined || name === stream);
     if (stream !== undefined && among.length === 0) throw notTaking(stream);
@@ -416,6 +431,13 @@ export function createSchedules(
       }
     }
     return { schedules, ...(read < wanted.length && last !== undefined && { next: last }) };
+  }
+
+  function unfit(option: string, expected: string, got: unknown): SortieError {
+    return new SortieError(
+      "invalid-option",
+      `A list of schedules: expected ${option} to be ${expected}, got ${shown(got)}`,
+    );
   }
 
   async function lookAt(stream: StreamDefinition, token: string, leftMs: () => number) {
@@ -457,12 +479,8 @@ export function createSchedules(
       state: isPaused ? "paused" : releasing ? "releasing" : "waiting",
       at: new Date(at),
       ...payloadOf(record),
-      ...(recurring && {
-        recurring,
-        next: isPaused
-          ? occurrencesAfter(recurring, now(), 5)
-          : [new Date(planned), ...occurrencesAfter(recurring, planned, 4)],
-      }),
+      ...(recurring && { recurring }),
+      ...(recurring && !isPaused && { next: [new Date(planned), ...occurrencesAfter(recurring, planned, 4)] }),
     };
   }
 }

@@ -201,6 +201,9 @@ describe("sortie schedules", () => {
     expect((await system.jsm.streams.info("CLI")).state.messages).toBe(1);
     expect(await sortie("schedules", "often", "--pause")).toBe("paused  often\n");
     expect(await sortie("schedules", "--prefix", "of")).toMatch(/ paused {5}CLI\/often/);
+    expect(await sortie("schedules", "often")).toMatch(
+      /^paused {2}CLI\/often.*\n {2}to cli.a: {"n":1}\n {2}next when it is resumed: --resume\n$/,
+    );
     expect(await sortie("schedules", "often", "--resume")).toBe("resumed  often\n");
     expect(await sortie("schedules", "often", "--cancel")).toBe("cancelled  often\n");
     expect(await sortie("schedules")).toBe("nothing waits\n");

@@ -305,3 +305,62 @@ describe.concurrent("a schedule", () => {
       ]);
   });
 });
+
+describe("what is no schedule", () => {
+  it("is refused, saying what was got", async ({ expect }) => {
+    await using started = await start();
+    const schedules = (await started.client()) as unknown as Record<string, (...all: unknown[]) => Promise<unknown>>;
+    const refused = async (call: string, all: unknown[], code: string, message: RegExp) =>
+      await expect(schedules[call]?.(...all), call).rejects.toMatchObject({
+        name: "SortieError",
+        code,
+        message: expect.stringMatching(message),
+      });
+    const options: [unknown, RegExp][] = [
+      [null, /for "tasks.later": expected options such as \{ in: "30s" \}, got null$/],
+      [undefined, /expected options .* got undefined$/],
+      [{ in: 10n }, /expected milliseconds .* got 10n$/],
+      [{ in: Number.NaN }, /got NaN$/],
+      [{ in: Infinity }, /got Infinity$/],
+      [{ in: Symbol("x") }, /got Symbol\(x\)$/],
+      [{ at: 10n }, /expected `at` to be a Date .* got 10n$/],
+      [{ at: new Date(Number.NaN) }, /got an invalid Date$/],
+      [{ cron: "* * * * *".padEnd(100_000), id: "x" }, /expected `cron` to have 1000 characters at most, not 100000/],
+    ];
+    for (const [given, message] of options)
+      await refused("schedule", ["tasks.later", 1, given], "invalid-option", message);
+    for (const subject of [null, 5])
+      await refused(
+        "schedule",
+        [subject, 1, { in: 0 }],
+        "unknown-subject",
+        /expected its subject to be a text, got (null|5)$/,
+      );
+    for (const call of ["get", "cancel", "fireNow", "pause", "resume"])
+      await refused(call, ["x", null], "invalid-option", /Schedule "x": expected nothing, or a stream .* got null$/);
+    await refused("list", [null], "invalid-option", /expected nothing, or options .* got null$/);
+    for (const [name, given, got] of [
+      ["from", "2030-01-01T00:00:00Z", '"2030-01-01T00:00:00Z"'],
+      ["to", new Date(Number.NaN), "an invalid Date"],
+      ["prefix", 5, "5"],
+      ["after", null, "null"],
+      ["limit", Symbol("x"), "Symbol(x)"],
+      ["stream", 5n, "5n"],
+    ] as const) {
+      const listed = schedules.list?.({ [name]: given });
+      await expect(listed, name).rejects.toMatchObject({
+        code: "invalid-option",
+        message: expect.stringContaining(got),
+      });
+    }
+  });
+
+  it("is not early against a time that is finer than a millisecond", async ({ expect }) => {
+    await using started = await start();
+    const schedules = await started.client();
+    const scheduled = async (at: string) => (await schedules.schedule("tasks.later", 1, { at })).at.toISOString();
+    expect(await scheduled("2030-01-01T00:00:00.0005Z")).toBe("2030-01-01T00:00:00.001Z");
+    expect(await scheduled("2030-01-01T00:00:00.9991+00:00")).toBe("2030-01-01T00:00:01.000Z");
+    expect(await scheduled("2030-01-01T00:00:00.123000Z")).toBe("2030-01-01T00:00:00.123Z");
+  });
+});
