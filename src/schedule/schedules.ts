@@ -140,8 +140,11 @@ export function createSchedules(
       const stream = streamFor(streams, subject);
       const { id = crypto.randomUUID(), ...when } = options;
       assertAlone(when, `A schedule for "${subject}"`); // over HTTP anything may come
-      const { at, store } = scheduled(connection, outgoing, stream, { ...when, id } as Named, now());
-      await store(ms);
+      const leftMs = timer();
+      const comesAgain = stream.schedules && when.in === undefined && when.at === undefined;
+      const time = comesAgain ? await recurringTime(leftMs()) : now();
+      const { at, store } = scheduled(connection, outgoing, stream, { ...when, id } as Named, time);
+      await store(leftMs());
       return { id, stream: stream.name, at };
     },
     async get(id, where) {
@@ -154,6 +157,11 @@ export function createSchedules(
     pause: (id, where) => untilSettled(id, where, pauseOnce),
     resume: (id, where) => untilSettled(id, where, resumeOnce),
   };
+
+  /** What the times of one that comes again are counted from: its first one is not to have passed where it is released. */
+  function recurringTime(left: number): Promise<number> {
+    return serverTime(connection, schedulesStream, left, now());
+  }
 
   function timer(): () => number {
     const deadline = performance.now() + ms;
@@ -372,7 +380,8 @@ export function createSchedules(
       await publish(connection, noteFor(stream.name, tokenOf(pending.id), pending.at, now()), leftMs());
       return "resumed" as const; // the note may be what an earlier call has not come to
     }
-    const next = occurrenceAfter(pending.recurring, pending.id, now());
+    const time = await recurringTime(leftMs());
+    const next = occurrenceAfter(pending.recurring, pending.id, time);
     if (!next) {
       await leaveWord(stream, record, leftMs);
       return "unknown" as const; // its times passed by meanwhile

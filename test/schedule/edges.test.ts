@@ -238,6 +238,27 @@ describe.concurrent("a schedule", () => {
     expect(await dataOf(started.system)).toEqual([1]);
   }, 40_000);
 
+  it.for(["2.10", "newest"] as const)(
+    "that comes again is made and resumed by the server's clock, whatever the host's says, on %s",
+    async (version, { expect }) => {
+      await using started = await start(version);
+      for (const wrong of [-3_600_000, 3_600_000]) {
+        const schedules = await started.client(() => Date.now() + wrong);
+        const isNext = (at: Date | undefined) => {
+          const inMs = (at?.getTime() ?? 0) - Date.now();
+          expect(inMs).toBeGreaterThan(-1_000);
+          expect(inMs).toBeLessThan(60_000);
+        };
+        const id = `off by ${wrong}`;
+        isNext((await schedules.schedule("tasks.later", 1, { cron: "* * * * *", id })).at);
+        isNext((await schedules.schedule("tasks.later", 1, { every: "50s", id: `every, ${id}` })).at);
+        await schedules.pause(id);
+        expect(await schedules.resume(id)).toBe("resumed");
+        isNext((await schedules.get(id))?.at);
+      }
+    },
+  );
+
   it("that comes again into a full stream is cancelled all the same", async ({ expect }) => {
     const full = defineStream("FULL", { subjects: { full: z.any() }, retention: "workqueue", maxMessages: 1 });
     await using system = await startSystem(createApp({ streams: [full] }));
