@@ -204,6 +204,11 @@ export function soonNotes(stream: string): string {
   return `${root}.at.${stream}.${soon}.>`;
 }
 
+/** The subjects of the schedules that nobody gave an id. */
+export function namelessNotes(stream: string): string {
+  return `${root}.at.${stream}.*.*.*.*.*.${whole}`;
+}
+
 /** The subjects of all that is noted for a stream, whenever it is due. */
 export function allNotes(stream: string): string {
   return `${root}.at.${stream}.>`;
