@@ -21,6 +21,7 @@ import {
 import {
   expectedLast,
   memoFor,
+  namelessNotes,
   noteFor,
   type Pending,
   pendingHeaders,
@@ -117,6 +118,13 @@ interface Found {
   readonly record?: StoredMessage & { readonly pending: Pending };
   /** What the server releases. */
   readonly native?: StoredMessage;
+}
+
+/** Where one is: at its id, but for one that nobody gave an id, which is its own note. */
+interface Place {
+  readonly stream: StreamDefinition;
+  readonly token: string;
+  readonly subject: string | undefined;
 }
 
 /** Looks after the schedules of these streams; each call may take `ms`. */
@@ -217,9 +225,14 @@ export function createSchedules(
   }
 
   /** What there is of it; `released` where the server had it and has it no more. */
-  async function read(stream: StreamDefinition, token: string, left: number): Promise<Found> {
+  async function read(
+    stream: StreamDefinition,
+    token: string,
+    left: number,
+    subject = scheduleSubject(stream.name, token),
+  ): Promise<Found> {
     const [record, native] = await Promise.all([
-      messageOf(schedulesStream, scheduleSubject(stream.name, token), left),
+      messageOf(schedulesStream, subject, left),
       onServer ? nativeIn(stream, token, left) : undefined,
     ]);
     if (!record || native) return { stream, ...(native && { native }) };
@@ -422,7 +435,7 @@ export function createSchedules(
     const leftMs = timer();
     const among = taking.filter(({ name }) => stream === undefined || name === stream);
     if (stream !== undefined && among.length === 0) throw notTaking(stream);
-    const places = (await Promise.all(among.map((one) => tokensOf(one, leftMs)))).flat();
+    const places = (await Promise.all(among.map((one) => placesOf(one, leftMs)))).flat();
     const wanted = places
       .filter(({ token, key }) => startsWith(token, prefix) && (after === undefined || key > after))
       .toSorted((a, b) => (a.key < b.key ? -1 : 1));
@@ -430,7 +443,7 @@ export function createSchedules(
     let [read, last] = [0, after];
     while (read < Math.min(wanted.length, readsOfPage) && schedules.length < limit) {
       const some = wanted.slice(read, read + Math.min(readsAtOnce, readsOfPage - read));
-      const found = await Promise.all(some.map((one) => lookAt(one.stream, one.token, leftMs)));
+      const found = await Promise.all(some.map((one) => lookAt(one, leftMs)));
       for (const [at, status] of found.entries()) {
         if (schedules.length === limit) break;
         read += 1;
@@ -449,18 +462,24 @@ export function createSchedules(
     );
   }
 
-  async function lookAt(stream: StreamDefinition, token: string, leftMs: () => number) {
-    return statusOf(await read(stream, token, leftMs()), token);
+  async function lookAt({ stream, token, subject }: Place, leftMs: () => number) {
+    return statusOf(await read(stream, token, leftMs(), subject), token);
   }
 
-  /** The tokens of all ids that a stream has schedules of, or remembers; `key` orders them over all streams. */
-  async function tokensOf(stream: StreamDefinition, leftMs: () => number) {
-    const subjects = await Promise.all([
+  /** Where a stream has schedules, or remembers them; `key` orders them over all streams. */
+  async function placesOf(
+    stream: StreamDefinition,
+    leftMs: () => number,
+  ): Promise<(Place & { readonly key: string })[]> {
+    const [nameless, ...named] = await Promise.all([
+      subjectsOf(schedulesStream, namelessNotes(stream.name), leftMs),
       subjectsOf(schedulesStream, scheduleSubject(stream.name, "*"), leftMs),
       onServer ? subjectsOf(stream.name, scheduleSubjects(stream.name), leftMs) : [],
     ]);
-    const tokens = new Set(subjects.flat().map((subject) => subject.split(".").at(-1) ?? ""));
-    return [...tokens].map((token) => ({ stream, token, key: `${stream.name}.${token}` }));
+    const places = new Map<string, string | undefined>(); // by their tokens
+    for (const subject of nameless) places.set(subject.split(".").at(-2) ?? "", subject);
+    for (const subject of named.flat()) places.set(subject.split(".").at(-1) ?? "", undefined);
+    return [...places].map(([token, subject]) => ({ stream, token, subject, key: `${stream.name}.${token}` }));
   }
 
   async function subjectsOf(stream: string, filter: string, leftMs: () => number): Promise<string[]> {

@@ -259,6 +259,37 @@ describe.concurrent("a schedule", () => {
     },
   );
 
+  it.for(["function", true] as const)(
+    "that nobody gave an id is listed with the others: %s",
+    async (kind, { expect }) => {
+      const later = defineStream("LATER", {
+        subjects: { later: z.any(), go: z.any() },
+        captures: ["dead.>"],
+        schedules: kind,
+      });
+      const going = defineConsumer(later, "going", { filter: "go", deadLetter: "dead.later" });
+      const handling = createApp({ streams: [later] }).on(going, async ({ data }, { schedule }) => {
+        await schedule("later", data, { in: "1h" });
+      });
+      await using system = await startSystem(handling);
+      for (const data of [1, 2, 3]) await system.publish("go", data);
+      await system.invoke();
+      const connection = await system.connect();
+      const schedules = createSchedules(connection, [later]);
+      await schedules.schedule("later", 4, { in: "1h", id: "named" });
+      const found: unknown[] = [];
+      for (let after: string | undefined; ; ) {
+        const page = await schedules.list({ limit: 1, after });
+        found.push(...page.schedules.map(({ data, state, subject }) => [data, state, subject]));
+        after = page.next;
+        if (after === undefined) break;
+      }
+      expect(found.toSorted()).toEqual([1, 2, 3, 4].map((data) => [data, "waiting", "later"]));
+      expect((await schedules.list({ prefix: "named" })).schedules).toHaveLength(1);
+      disconnect(connection);
+    },
+  );
+
   it("that comes again into a full stream is cancelled all the same", async ({ expect }) => {
     const full = defineStream("FULL", { subjects: { full: z.any() }, retention: "workqueue", maxMessages: 1 });
     await using system = await startSystem(createApp({ streams: [full] }));
