@@ -4,6 +4,7 @@ import { methodNotAllowed } from "hono/method-not-allowed";
 import type { App } from "../app.ts";
 import type { Binding } from "../consume/handler.ts";
 import type { InvocationReport } from "../consume/report.ts";
+import { schedulesStream } from "../define/own.ts";
 import { schemaOf } from "../define/stream.ts";
 import type { Duration } from "../duration.ts";
 import { SortieError, shown } from "../errors.ts";
@@ -11,10 +12,12 @@ import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.
 import { storedMessage } from "../nats/stored-message.ts";
 import { type Outgoing, preparePayload } from "../publish/outgoing.ts";
 import { type Published, publish } from "../publish/publish.ts";
+import { scheduleSubject, tellsOfAnother } from "../schedule/pending.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
 import { releaseOf, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
 import { createSchedules, type ListOptions, type Schedules } from "../schedule/schedules.ts";
-import { timeOf, type When } from "../schedule/when.ts";
+import { storedSchedule } from "../schedule/stored-schedule.ts";
+import { timeOf, tokenOf, type When } from "../schedule/when.ts";
 import { type AdmissionOptions, createAdmission } from "./admission.ts";
 import { bodyOf, objectOf } from "./body.ts";
 import { healthOf } from "./health.ts";
@@ -157,6 +160,13 @@ export function createHttp(app: App, options: HttpOptions): Hono {
         if (before?.subject !== undefined) {
           // a key is good for one message, and neither replaces nor moves what waits
           if (before.recurring || !isSameValue(before, outgoing)) return taken(c, stream.name);
+          return c.json({ schedule: { id, at: before.at.toISOString(), state: before.state } }, 202);
+        }
+        if (before) {
+          // what is over is not made again while it is remembered
+          const which = { last_by_subj: scheduleSubject(stream.name, tokenOf(id)) };
+          const word = await storedSchedule(connection, schedulesStream, which, leftMs(), "reading a schedule");
+          if (word && tellsOfAnother(word, outgoing)) return taken(c, stream.name);
           return c.json({ schedule: { id, at: before.at.toISOString(), state: before.state } }, 202);
         }
         const { at, store } = scheduled(connection, { ...outgoing, id: key }, stream, { id, ...when }, began);

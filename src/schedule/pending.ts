@@ -1,7 +1,7 @@
 import { schedulesStream } from "../define/own.ts";
 import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
 import type { Headers, Outgoing } from "../publish/outgoing.ts";
-import type { Recurring } from "./recurring.ts";
+import { hashOf, type Recurring } from "./recurring.ts";
 import { idHeader, tokenOf } from "./when.ts";
 
 /**
@@ -31,6 +31,8 @@ export const pendingHeaders = {
   previous: "Sortie-Schedule-Previous",
   /** and whose definition it is. */
   owner: "Sortie-Schedule-Owner",
+  /** Of one that is over: what tells its message from another one. */
+  digest: "Sortie-Schedule-Digest",
 } as const;
 
 /**
@@ -170,7 +172,7 @@ export const expectedLast = "Nats-Expected-Last-Subject-Sequence";
 
 /** What tells for a while what became of a schedule, in the place of its `sequence` where that is given. */
 export function memoFor(
-  { subject, sequence }: { readonly subject: string; readonly sequence?: number },
+  place: { readonly subject: string; readonly sequence?: number } | StoredMessage,
   {
     id,
     state,
@@ -179,6 +181,7 @@ export function memoFor(
     seconds,
   }: { id: string; state: PendingState; at: number; forgetAt: number; seconds?: number | undefined },
 ): Outgoing {
+  const { subject, sequence } = place;
   const headers: Headers = [
     [idHeader, id],
     [pendingHeaders.state, state],
@@ -187,7 +190,23 @@ export function memoFor(
     ...(seconds === undefined ? [] : ([["Nats-TTL", `${seconds}s`]] as const)),
     ...(sequence === undefined ? [] : ([[expectedLast, `${sequence}`]] as const)),
   ];
-  return { stream: schedulesStream, subject, payload: new Uint8Array(), headers };
+  const memo = { stream: schedulesStream, subject, payload: new Uint8Array(), headers };
+  return "data" in place ? telling(memo, { subject: pendingOf(place).target, payload: place.data }) : memo;
+}
+
+/** A word that is left of a schedule, with what tells its message from another one. */
+export function telling(word: Outgoing, message: Pick<Outgoing, "subject" | "payload">): Outgoing {
+  return { ...word, headers: [...(word.headers ?? []), [pendingHeaders.digest, digestOf(message)]] };
+}
+
+/** Whether this is a word of another message: false where it does not tell. */
+export function tellsOfAnother(word: StoredMessage, message: Pick<Outgoing, "subject" | "payload">): boolean {
+  const digest = headerOf(word, pendingHeaders.digest);
+  return digest !== undefined && digest !== digestOf(message);
+}
+
+function digestOf({ subject, payload }: Pick<Outgoing, "subject" | "payload">): string {
+  return `${hashOf(subject)}.${payload.length}.${hashOf(payload)}`;
 }
 
 export function scheduleSubject(stream: string, token: string): string {

@@ -139,10 +139,11 @@ function occurrenceAt(recurring: Recurring, id: string, planned: number | undefi
   return { planned, due: Math.min(planned + spread, Math.max(planned, until)) };
 }
 
-/** FNV-1a of its UTF-16 units, with a finishing mix: neighbouring times are to lie far apart. */
-function hashOf(text: string): number {
+/** FNV-1a of its bytes, or a text's UTF-16 units, with a finishing mix: neighbouring times are to lie far apart. */
+export function hashOf(units: string | Uint8Array): number {
+  const unitAt = (at: number) => (typeof units === "string" ? units.charCodeAt(at) : (units[at] as number));
   let hash = 0x811c9dc5;
-  for (let at = 0; at < text.length; at++) hash = Math.imul(hash ^ text.charCodeAt(at), 0x01000193);
+  for (let at = 0; at < units.length; at++) hash = Math.imul(hash ^ unitAt(at), 0x01000193);
   hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
   return (hash ^ (hash >>> 13)) >>> 0;
 }

@@ -14,7 +14,7 @@ import {
   removeNative,
   replaceNative,
 } from "./native.ts";
-import { memoFor, namelessFor, pendingFor, pendingOf, rememberedMs, scheduleSubject } from "./pending.ts";
+import { memoFor, namelessFor, pendingFor, pendingOf, rememberedMs, scheduleSubject, telling } from "./pending.ts";
 import { occurrenceAfter, type RecurringOptions, recurringOf, releasedFor, releaseIdOf } from "./recurring.ts";
 import { assertWithin, dueAt, releasedHeaders, tokenOf, type When } from "./when.ts";
 
@@ -90,7 +90,7 @@ export function scheduled(
   if (isReleasedByServer(connection, stream)) {
     const schedule = nativeFor(message, stream, id, at, now, what);
     if (nameless) return { at, store: (ms) => publish(connection, schedule, ms) };
-    const word = wordOfServer(connection, stream.name, id, at.getTime(), now);
+    const word = telling(wordOfServer(connection, stream.name, id, at.getTime(), now), outgoing);
     return {
       at,
       async store(ms) {

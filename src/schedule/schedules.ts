@@ -29,6 +29,7 @@ import {
   rememberedMs,
   rewritten,
   scheduleSubject,
+  telling,
 } from "./pending.ts";
 import { occurrenceAfter, occurrencesAfter, type Recurring } from "./recurring.ts";
 import { releaseDue } from "./release-due.ts";
@@ -287,7 +288,9 @@ export function createSchedules(
       if (another) return;
       try {
         const place = { subject, sequence: word?.sequence ?? 0 };
-        await publish(connection, wordOf(place, id, nativeOf(native).at), leftMs());
+        const { at, target } = nativeOf(native);
+        const cancelled = telling(wordOf(place, id, at), { subject: target, payload: native.data });
+        await publish(connection, cancelled, leftMs());
         return;
       } catch (error) {
         if (!isOutrun(error) || leftMs() <= 1) throw error;
@@ -309,7 +312,11 @@ export function createSchedules(
   }
 
   /** That it was cancelled. */
-  function wordOf(place: { readonly subject: string; readonly sequence?: number }, id: string, at: number) {
+  function wordOf(
+    place: { readonly subject: string; readonly sequence?: number } | StoredMessage,
+    id: string,
+    at: number,
+  ) {
     const forgetAt = Math.max(at, now()) + rememberedMs;
     const seconds = secondsUntil(connection, forgetAt, now());
     return memoFor(place, { id, state: "cancelled", at, forgetAt, seconds });
@@ -332,7 +339,7 @@ export function createSchedules(
       // first: without its schedule it says that this was released
       const before = await messageOf(schedulesStream, scheduleSubject(stream.name, tokenOf(id)), leftMs());
       const tell = (at: number, sequence: number) => {
-        const word = wordOfServer(connection, stream.name, id, at, serverNow);
+        const word = telling(wordOfServer(connection, stream.name, id, at, serverNow), outgoing);
         const headers = [...(word.headers ?? []), [expectedLast, `${sequence}`]] as const;
         return publish(connection, { ...word, headers }, leftMs());
       };
