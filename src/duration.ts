@@ -1,4 +1,4 @@
-import { SortieError } from "./errors.ts";
+import { SortieError, shown } from "./errors.ts";
 
 /** A century: the server counts nanoseconds, in which three do not fit. */
 export const longestMs = 100 * 365 * 86_400_000;
@@ -16,7 +16,7 @@ export function toMs(duration: Duration, what: string): number {
   if (!(ms >= 0 && ms <= longestMs)) {
     throw new SortieError(
       "invalid-option",
-      `${what}: expected milliseconds or a duration such as "30s", "5m" or "7d", got ${JSON.stringify(duration)}`,
+      `${what}: expected milliseconds or a duration such as "30s", "5m" or "7d", got ${shown(duration)}`,
     );
   }
   return Math.round(ms);

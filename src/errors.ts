@@ -67,6 +67,19 @@ export class ConnectionFailedError extends SortieError {
   }
 }
 
+/** A value that was got instead of what was expected, in a line, for errors; it holds for whatever may be given. */
+export function shown(value: unknown): string {
+  if (value instanceof Date && Number.isNaN(value.getTime())) return "an invalid Date";
+  if (typeof value === "bigint") return `${value}n`;
+  if (typeof value === "function") return "a function";
+  if (typeof value === "number") return `${value}`; // JSON has neither NaN nor Infinity
+  try {
+    return (JSON.stringify(value) ?? String(value)).slice(0, 300);
+  } catch {
+    return "what JSON cannot carry";
+  }
+}
+
 /** An error in a line, with its cause, for logs and headers; it holds for whatever a handler may throw. */
 export function textOf(error: unknown): string {
   try {

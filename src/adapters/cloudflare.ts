@@ -7,7 +7,7 @@ import type { Place } from "../consume/places.ts";
 import type { InvocationReport } from "../consume/report.ts";
 import { covers } from "../define/subject.ts";
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError, textOf } from "../errors.ts";
+import { SortieError, shown, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { type Connection, disconnect } from "../nats/connection.ts";
 import { shareConnection } from "../nats/shared.ts";
@@ -251,7 +251,7 @@ async function limitOf(c: Context, caller: string): Promise<number | undefined> 
 function assertPossible(plan: string, budgetMs: number): void {
   if (!Object.hasOwn(plans, plan)) {
     const known = Object.keys(plans).map((name) => `"${name}"`);
-    throw new SortieError("invalid-option", `plan: expected ${known.join(" or ")}, got ${JSON.stringify(plan)}`);
+    throw new SortieError("invalid-option", `plan: expected ${known.join(" or ")}, got ${shown(plan)}`);
   }
   if (budgetMs > longestMs)
     throw new SortieError(

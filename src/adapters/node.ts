@@ -7,7 +7,7 @@ import { createAdaptorServer, type HttpBindings } from "@hono/node-server";
 import type { App } from "../app.ts";
 import { invoke } from "../consume/invocation.ts";
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError, textOf } from "../errors.ts";
+import { SortieError, shown, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { retryMs } from "../nats/within.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
@@ -154,5 +154,5 @@ function peerOf(_request: Request, { socket }: IncomingMessage): string | undefi
 function portIn(setting: string | undefined): number {
   if (!setting) return 3000;
   if (/^\d{1,5}$/.test(setting) && Number(setting) < 65_536) return Number(setting);
-  throw new SortieError("not-configured", `PORT: expected a port from 0 to 65535, got ${JSON.stringify(setting)}`);
+  throw new SortieError("not-configured", `PORT: expected a port from 0 to 65535, got ${shown(setting)}`);
 }

@@ -51,6 +51,7 @@ export async function lookAfter(
     `${state}  ${lineOf(status)}`,
     ...(subject ? [`  to ${subject}: ${JSON.stringify(data)}`] : [`  at ${at.toISOString()}`]),
     ...next.map((time) => `  next ${time.toISOString()}`),
+    ...(state === "paused" ? ["  next when it is resumed: --resume"] : []),
   ];
 }
 

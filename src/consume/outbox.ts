@@ -5,7 +5,7 @@ import { assertId, correlationHeader, type Headers, prepare, streamFor } from ".
 import { publish } from "../publish/publish.ts";
 import { type Named, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
 import { type Cancelled, createSchedules, type Where } from "../schedule/schedules.ts";
-import { assertAlone } from "../schedule/when.ts";
+import { assertAlone, assertOptions } from "../schedule/when.ts";
 import type { Circumstances } from "./circumstances.ts";
 
 /** Has one of them stored, within a time. */
@@ -52,6 +52,7 @@ export class Outbox {
   readonly schedule = (subject: string, data: unknown, options: ScheduleOptions): Promise<void> =>
     this.#add(`schedule ${subject}`, async (id, headers) => {
       const { connection, streams, clock } = this.#shared;
+      assertOptions(options, 'options such as { in: "30s" }', `A schedule for "${subject}"`);
       const { id: given, ...when } = options;
       assertAlone(when, `A schedule for "${subject}"`);
       const outgoing = { ...(await prepare(streams, subject, data)), id, headers };

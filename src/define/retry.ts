@@ -1,5 +1,5 @@
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import { assertCounts } from "./count.ts";
 
 /** How long to wait before the next attempt, as data; a random part of `jitterMs` is added, so that failures spread. */
@@ -65,7 +65,7 @@ export function exponential(
   if (backoff.maxMs < backoff.initialMs || !(backoff.factor >= 1)) {
     throw new SortieError(
       "invalid-option",
-      `exponential backoff: expected max not below the first wait and a factor of 1 or more, got ${JSON.stringify(backoff)}`,
+      `exponential backoff: expected max not below the first wait and a factor of 1 or more, got ${shown(backoff)}`,
     );
   }
   return backoff;

@@ -1,5 +1,5 @@
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import type { Schema } from "../schema.ts";
 import { assertCounts } from "./count.ts";
 import { assertName, assertPattern, covers } from "./subject.ts";
@@ -130,7 +130,7 @@ export function defineStream<const S extends Subjects = Record<never, never>>(
   if (schedules !== "function" && typeof schedules !== "boolean") {
     throw new SortieError(
       "invalid-definition",
-      `${what}: expected schedules true, false or "function", got ${JSON.stringify(schedules)}`,
+      `${what}: expected schedules true, false or "function", got ${shown(schedules)}`,
     );
   }
   return {

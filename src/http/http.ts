@@ -4,17 +4,20 @@ import { methodNotAllowed } from "hono/method-not-allowed";
 import type { App } from "../app.ts";
 import type { Binding } from "../consume/handler.ts";
 import type { InvocationReport } from "../consume/report.ts";
+import { schedulesStream } from "../define/own.ts";
 import { schemaOf } from "../define/stream.ts";
 import type { Duration } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
 import { storedMessage } from "../nats/stored-message.ts";
 import { type Outgoing, preparePayload } from "../publish/outgoing.ts";
 import { type Published, publish } from "../publish/publish.ts";
+import { scheduleSubject, tellsOfAnother } from "../schedule/pending.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
 import { releaseOf, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
 import { createSchedules, type ListOptions, type Schedules } from "../schedule/schedules.ts";
-import { timeOf, type When } from "../schedule/when.ts";
+import { storedSchedule } from "../schedule/stored-schedule.ts";
+import { timeOf, tokenOf, type When } from "../schedule/when.ts";
 import { type AdmissionOptions, createAdmission } from "./admission.ts";
 import { bodyOf, objectOf } from "./body.ts";
 import { healthOf } from "./health.ts";
@@ -159,6 +162,13 @@ export function createHttp(app: App, options: HttpOptions): Hono {
           if (before.recurring || !isSameValue(before, outgoing)) return taken(c, stream.name);
           return c.json({ schedule: { id, at: before.at.toISOString(), state: before.state } }, 202);
         }
+        if (before) {
+          // what is over is not made again while it is remembered
+          const which = { last_by_subj: scheduleSubject(stream.name, tokenOf(id)) };
+          const word = await storedSchedule(connection, schedulesStream, which, leftMs(), "reading a schedule");
+          if (word && tellsOfAnother(word, outgoing)) return taken(c, stream.name);
+          return c.json({ schedule: { id, at: before.at.toISOString(), state: before.state } }, 202);
+        }
         const { at, store } = scheduled(connection, { ...outgoing, id: key }, stream, { id, ...when }, began);
         const stored = await store(leftMs());
         const first = stored.duplicate ? await storedAs(connection, stored, leftMs() / 2) : undefined;
@@ -194,8 +204,7 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     assertQuery(c);
     assertJson(c);
     const { subject, data, ...when } = await objectOf(c.req.raw, requestMsOf(c));
-    if (typeof subject !== "string")
-      throw malformed(`Expected subject to be a string, got ${JSON.stringify(subject)?.slice(0, 300)}`);
+    if (typeof subject !== "string") throw malformed(`Expected subject to be a string, got ${shown(subject)}`);
     publicStream(app, subject, true);
     const made = await onSchedules(c, (schedules) =>
       schedules.schedule(subject, data, when as unknown as ScheduleOptions),
@@ -342,7 +351,7 @@ function corsFor(origins: readonly string[]) {
     if (origin === "*" || (URL.canParse(origin) && new URL(origin).origin === origin)) continue;
     throw new SortieError(
       "invalid-option",
-      `cors: expected origins such as "https://app.example.com", without a path, or "*", got ${JSON.stringify(origin)}`,
+      `cors: expected origins such as "https://app.example.com", without a path, or "*", got ${shown(origin)}`,
     );
   }
   return cors({

@@ -1,6 +1,6 @@
 import { assertCounts } from "../define/count.ts";
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 
 /** How often one caller may ask. */
 export interface RateLimitOptions {
@@ -23,8 +23,7 @@ const mostCallers = 10_000;
 export function createRateLimit({ requests, per }: RateLimitOptions, now: () => number = Date.now): TakeTurn {
   assertCounts({ requests }, "rateLimit");
   const perMs = toMs(per, "rateLimit, per");
-  if (perMs === 0)
-    throw new SortieError("invalid-option", `rateLimit, per: expected 1 ms or more, got ${JSON.stringify(per)}`);
+  if (perMs === 0) throw new SortieError("invalid-option", `rateLimit, per: expected 1 ms or more, got ${shown(per)}`);
   const backAt = new Map<string, number>();
   return (caller) => {
     const time = now();

@@ -3,12 +3,15 @@ import { defineStream, type StreamDefinition } from "../define/stream.ts";
 import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import type { StoredMessage } from "../nats/stored-message.ts";
+import type { SubjectsPage } from "../nats/stream-info.ts";
 import { pause } from "../nats/within.ts";
 import { preparePayload } from "../publish/outgoing.ts";
 import { isOutrun, publish } from "../publish/publish.ts";
 import type { ScheduleDefinition } from "../schedule/definition.ts";
+import { serverTime } from "../schedule/native.ts";
 import {
   expectedLast,
+  namelessNotes,
   type Pending,
   pendingHeaders,
   pendingOf,
@@ -17,9 +20,10 @@ import {
 } from "../schedule/pending.ts";
 import { nextAfter } from "../schedule/recurrence.ts";
 import { type RecurringOptions, recurringOf } from "../schedule/recurring.ts";
+import { patienceMs } from "../schedule/releaser.ts";
 import { scheduled } from "../schedule/schedule.ts";
 import { createSchedules } from "../schedule/schedules.ts";
-import { storedSchedule } from "../schedule/stored-schedule.ts";
+import { schedulesInfo, storedSchedule, subjectsIn } from "../schedule/stored-schedule.ts";
 import { timeOf, tokenOf } from "../schedule/when.ts";
 
 /** The schedules that an app defines. */
@@ -43,6 +47,47 @@ const stepMs = 5_000;
 
 /** How long one that is being released is waited for. */
 const longestMs = 20_000;
+
+/** How many are counted of what nothing would release. */
+const enough = 1_000;
+
+/** Throws `provision-refused` where schedules wait for a stream that takes none any more: nobody would release them, or know of them. */
+export async function assertNoneWait(connection: Connection, stream: string): Promise<void> {
+  const count = await countWaiting(connection, stream).catch((error: unknown) => {
+    if (error instanceof SortieError && error.code === "stream-missing") return 0; // no stream takes any
+    throw error;
+  });
+  if (count === 0) return;
+  throw new SortieError(
+    "provision-refused",
+    `Stream "${stream}" takes no schedules in its definition, and ${count < enough ? count : `${enough} or more`} wait for it: nothing would release them. Keep its \`schedules\`, or cancel them while it has that: npx sortie schedules <the module with your app>`,
+  );
+}
+
+/** At least that many, where it is `enough`. */
+async function countWaiting(connection: Connection, stream: string): Promise<number> {
+  let count = 0;
+  const ask = (page: SubjectsPage) =>
+    schedulesInfo(connection, schedulesStream, stepMs, "looking for what waits", page);
+  const isThere = async (subject: string) => {
+    const which = { last_by_subj: subject };
+    const stored = await storedSchedule(connection, schedulesStream, which, stepMs, "reading a schedule");
+    return stored !== undefined && isWaiting(pendingOf(stored));
+  };
+  for (const pattern of [scheduleSubject(stream, "*"), namelessNotes(stream)]) {
+    for await (const { subjects } of subjectsIn(pattern, ask)) {
+      for (let at = 0; at < subjects.length && count < enough; at += 100) {
+        const found = await Promise.all(subjects.slice(at, at + 100).map(isThere));
+        count += found.filter(Boolean).length;
+      }
+    }
+  }
+  return count;
+}
+
+function isWaiting({ state }: Pending): boolean {
+  return state === undefined || state === "paused";
+}
 
 /** Makes an app's schedules on the server as they are defined. */
 export async function applySchedules(connection: Connection, { owner, schedules }: OwnedSchedules, told: Told) {
@@ -120,12 +165,14 @@ async function applyOne(
   owner: string,
   { stream, id, subject, payload, recurring: options }: ScheduleDefinition,
 ): Promise<[Action, string[]] | undefined> {
-  const now = Date.now();
   const what = `Schedule "${id}" of stream "${stream.name}"`;
   const outgoing = await preparePayload([stream], subject, payload);
-  const stored = await recordOf(connection, stream.name, id);
+  const [stored, now] = await Promise.all([
+    recordOf(connection, stream.name, id),
+    serverTime(connection, schedulesStream, stepMs, Date.now()),
+  ]);
   const pending = stored && pendingOf(stored);
-  const waits = pending && (!pending.state || pending.state === "paused") ? pending : undefined;
+  const waits = pending && isWaiting(pending) ? pending : undefined;
   const hasEnded = comesNoMore(options, now, what);
   if (hasEnded && !waits) return ["none", []];
   const isOnServer =
@@ -138,13 +185,15 @@ async function applyOne(
       `${what} is there already and ${whose}: give this one another id, or cancel that one first`,
     );
   }
-  if (waits?.releasing) return undefined;
   if (!stored || !waits) {
     await scheduled(connection, outgoing, stream, { ...options, id, owner }, now).store(stepMs);
     return ["create", []];
   }
   const changes = changesOf(stored, waits, outgoing, options, what);
   if (changes.length === 0) return ["none", []];
+  const { releasing } = waits;
+  const claimedAt = Date.parse(stored.time);
+  if (releasing && now < claimedAt + patienceMs) return undefined; // whoever has claimed it may write what comes next
   const { until, ...endless } = options;
   const end = until === undefined ? undefined : timeOf(until, "until", what).getTime();
   const isOver = changes.includes("times") ? hasEnded : end !== undefined && end < waits.planned;
@@ -153,13 +202,19 @@ async function applyOne(
     return ["remove", ["until has passed"]];
   }
   const isSameTime = !changes.includes("times");
-  if (isSameTime) {
-    // its next time stays as it is: a message that changes with each deploy comes all the same
-    const { catchUp, overlap, jitterMs } = recurringOf(endless as RecurringOptions, now, what);
-    const recurring = { ...waits.recurring, catchUp, overlap, jitterMs, until: end };
+  if (isSameTime || releasing) {
+    // its next time stays as it is: a message that changes with each deploy comes all the same, and so does a time that
+    // was being released by who has died, since when the next one to release it has to know
+    const wanted = recurringOf(endless as RecurringOptions, now, what);
+    const { catchUp, overlap, jitterMs } = wanted;
+    const recurring = isSameTime
+      ? { ...waits.recurring, catchUp, overlap, jitterMs, until: end }
+      : { ...wanted, until: end };
+    const [first, after, since = claimedAt] = releasing ?? [];
     const changed = rewritten(stored, {
       [pendingHeaders.target]: subject,
       [pendingHeaders.recurring]: JSON.stringify(recurring),
+      ...(releasing && { [pendingHeaders.releasing]: `${first} ${after} ${since}` }),
     });
     await publish(connection, { ...changed, payload }, stepMs);
     return ["update", changes];

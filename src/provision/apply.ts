@@ -8,7 +8,7 @@ import { SortieError } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { managerOn, serverIsAtLeast } from "../nats/jetstream.ts";
 import { releasesByItself } from "../schedule/native.ts";
-import { applySchedules, type OwnedSchedules } from "./apply-schedules.ts";
+import { applySchedules, assertNoneWait, type OwnedSchedules } from "./apply-schedules.ts";
 import { planConsumer, planStream, type Step, sharedStream } from "./plan.ts";
 
 /** What became of one definition. */
@@ -32,7 +32,8 @@ export interface Definitions {
 /**
  * Makes the streams, consumers and schedules on the server as they are defined, one after the other, telling `log` of each; running
  * it again changes nothing.
- * @throws SortieError `provision-refused`, before anything is changed for that definition.
+ * @throws SortieError `provision-refused`, before anything is changed for that definition; and last, when the schedules that
+ * the apps have no more are cancelled, where others wait for a stream that takes none.
  */
 export async function apply(
   connection: Connection,
@@ -68,6 +69,9 @@ export async function apply(
     await applySchedules(connection, owned, (action, name, changes = []) =>
       done({ kind: "schedule", name, action, changes }),
     );
+  const made = applied.filter(({ kind, action }) => kind === "stream" && action === "create").map(({ name }) => name);
+  for (const { name, schedules } of streams)
+    if (!schedules && !made.includes(name)) await assertNoneWait(connection, name);
   return applied;
 
   async function applyStream(

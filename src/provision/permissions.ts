@@ -235,6 +235,13 @@ export function planPermissions(
           provisioning(stream, { name: companionOf(consumer), filters: [filter] }),
         ),
       ]),
+      ...(streams.some(({ schedules }) => !schedules)
+        ? needed(
+            "whether schedules wait for a stream that takes none",
+            api.look(schedulesStream),
+            api.read(schedulesStream),
+          )
+        : []),
       ...(elsewhere ? needed("whether a stream captures dead letters", "$JS.API.STREAM.NAMES") : []),
       ...owned.flatMap(definedBy),
     ];

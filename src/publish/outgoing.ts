@@ -1,6 +1,6 @@
 import { type StreamDefinition, schemaOf } from "../define/stream.ts";
 import { isLiteral } from "../define/subject.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import { decode, encode, validate } from "../schema.ts";
 
 /** Names and values; a name may come more than once. */
@@ -30,7 +30,7 @@ export function assertId(id: string, what: string): void {
   if (isText && id.trim() === id) return; // at their ends spaces belong to nobody's header
   throw new SortieError(
     "invalid-option",
-    `${what}: expected an id of 1 to 255 characters without control characters and without spaces at its ends, got ${JSON.stringify(id)?.slice(0, 300)}`,
+    `${what}: expected an id of 1 to 255 characters without control characters and without spaces at its ends, got ${shown(id)}`,
   );
 }
 

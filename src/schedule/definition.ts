@@ -1,7 +1,7 @@
 import type { StandardSchemaV1 } from "@standard-schema/spec";
 import { type StreamDefinition, type Subjects, schemaOf } from "../define/stream.ts";
 import { isLiteral, type Literal } from "../define/subject.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import { encode } from "../schema.ts";
 import { type RecurringOptions, recurringOf } from "./recurring.ts";
 import { tokenOf } from "./when.ts";
@@ -52,7 +52,7 @@ export function defineSchedule<S extends Subjects>(
     const known = Object.keys(stream.schemas).join(", ");
     throw new SortieError(
       "invalid-definition",
-      `${what}: expected a subject without wildcards that its stream has a schema for (${known}), got ${JSON.stringify(subject)}`,
+      `${what}: expected a subject without wildcards that its stream has a schema for (${known}), got ${shown(subject)}`,
     );
   }
   const { until: _, ...endless } = options; // one that has ended is still a definition

@@ -130,10 +130,10 @@ export async function changeable(
   return leftMs < settledBeforeMs ? "too-late" : { schedule, withinMs: leftMs, serverNow };
 }
 
-/** The time by the server's clock, or a little less. */
-export async function serverTime(connection: Connection, stream: string, ms: number): Promise<number> {
+/** The time by the server's clock, or a little less; `ours` where it does not tell (before 2.10). */
+export async function serverTime(connection: Connection, stream: string, ms: number, ours = NaN): Promise<number> {
   const { ts } = await schedulesInfo(connection, stream, ms, "asking for the server's time");
-  return Date.parse(ts as string); // a server that has schedules tells it
+  return ts === undefined ? ours : Date.parse(ts);
 }
 
 /** Takes away what can still be changed; false where it is gone by then. */

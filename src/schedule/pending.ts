@@ -1,7 +1,7 @@
 import { schedulesStream } from "../define/own.ts";
 import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
 import type { Headers, Outgoing } from "../publish/outgoing.ts";
-import type { Recurring } from "./recurring.ts";
+import { hashOf, type Recurring } from "./recurring.ts";
 import { idHeader, tokenOf } from "./when.ts";
 
 /**
@@ -31,6 +31,8 @@ export const pendingHeaders = {
   previous: "Sortie-Schedule-Previous",
   /** and whose definition it is. */
   owner: "Sortie-Schedule-Owner",
+  /** Of one that is over: what tells its message from another one. */
+  digest: "Sortie-Schedule-Digest",
 } as const;
 
 /**
@@ -53,6 +55,9 @@ export interface Pending {
   readonly releasing: readonly number[] | undefined;
   readonly owner: string | undefined;
 }
+
+/** What a schedule is for. */
+export type Carried = Pick<Outgoing, "subject" | "payload">;
 
 /** That something is due. */
 export interface Note {
@@ -177,17 +182,37 @@ export function memoFor(
     at,
     forgetAt,
     seconds,
-  }: { id: string; state: PendingState; at: number; forgetAt: number; seconds?: number | undefined },
+    message,
+  }: {
+    id: string;
+    state: PendingState;
+    at: number;
+    forgetAt: number;
+    seconds?: number | undefined;
+    /** What the schedule was for, to be told from another one. */
+    message: Carried;
+  },
 ): Outgoing {
   const headers: Headers = [
     [idHeader, id],
     [pendingHeaders.state, state],
     [pendingHeaders.planned, `${at}`],
     [pendingHeaders.at, `${forgetAt}`],
+    [pendingHeaders.digest, digestOf(message)],
     ...(seconds === undefined ? [] : ([["Nats-TTL", `${seconds}s`]] as const)),
     ...(sequence === undefined ? [] : ([[expectedLast, `${sequence}`]] as const)),
   ];
   return { stream: schedulesStream, subject, payload: new Uint8Array(), headers };
+}
+
+/** Whether this is a word of another message: false where it does not tell. */
+export function tellsOfAnother(word: StoredMessage, message: Carried): boolean {
+  const digest = headerOf(word, pendingHeaders.digest);
+  return digest !== undefined && digest !== digestOf(message);
+}
+
+function digestOf({ subject, payload }: Carried): string {
+  return `${hashOf(subject)}.${payload.length}.${hashOf(payload)}`;
 }
 
 export function scheduleSubject(stream: string, token: string): string {
@@ -202,6 +227,11 @@ export function doneSubjectOf(stream: string): string {
 /** The subjects of what is noted as due soon. */
 export function soonNotes(stream: string): string {
   return `${root}.at.${stream}.${soon}.>`;
+}
+
+/** The subjects of the schedules that nobody gave an id. */
+export function namelessNotes(stream: string): string {
+  return `${root}.at.${stream}.*.*.*.*.*.${whole}`;
 }
 
 /** The subjects of all that is noted for a stream, whenever it is due. */

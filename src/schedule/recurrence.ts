@@ -1,6 +1,6 @@
 import { CronDate, CronPattern } from "croner";
 import { type Duration, longestMs, toMs } from "../duration.ts";
-import { SortieError, textOf } from "../errors.ts";
+import { SortieError, shown, textOf } from "../errors.ts";
 import { timeOf } from "./when.ts";
 
 /**
@@ -70,11 +70,14 @@ export function recurrenceOf(options: RecurrenceOptions, now: number, what: stri
   }
 
   function byClock(cron: string, timeZone: string): Recurrence {
+    if (typeof cron === "string" && cron.length > longestCron) {
+      throw invalid(`\`cron\` to have ${longestCron} characters at most, not ${cron.length}`, cron);
+    }
     try {
       patternOf(cron);
     } catch (error) {
       const fields = 'five fields, six with the second first, or a preset such as "@daily"';
-      throw invalid(`\`cron\` to be ${fields}`, cron, error);
+      throw invalid(`\`cron\` to be ${fields}`, cron, error, misfit(error));
     }
     try {
       if (/^[+-]/.test(timeZone)) throw new RangeError("An offset is no time zone"); // not every runtime knows these
@@ -85,9 +88,8 @@ export function recurrenceOf(options: RecurrenceOptions, now: number, what: stri
     return { cron, timeZone };
   }
 
-  function invalid(expected: string, got?: unknown, cause?: unknown): SortieError {
-    const why = cause === undefined ? "" : ` (${textOf(cause)})`;
-    const tail = got === undefined ? "" : `, got ${JSON.stringify(got)}${why}`;
+  function invalid(expected: string, got?: unknown, cause?: unknown, why = cause && textOf(cause)): SortieError {
+    const tail = got === undefined ? "" : `, got ${shown(got)}${why ? ` (${why})` : ""}`;
     return new SortieError("invalid-option", `${what}: expected ${expected}${tail}`, { cause });
   }
 }
@@ -192,6 +194,20 @@ function clockOf({ cron, timeZone }: { cron: string; timeZone: string }) {
     }
     return change;
   }
+}
+
+/** More than any that names all of its seconds, minutes, hours and days has; it is kept in a header. */
+const longestCron = 1_000;
+
+/** Which field of a cron is wrong: its value is told otherwise than it was written, as are the numbers of fields that fit. */
+function misfit(error: unknown): string {
+  const [, field] = /Invalid value for (\w+)/.exec(textOf(error)) ?? [];
+  const names: Record<string, string> = {
+    day: "day of the month",
+    nearestWeekdays: "day of the month",
+    dayOfWeek: "day of the week",
+  };
+  return field === undefined ? "" : `its ${names[field] ?? field} is out of range`;
 }
 
 function patternOf(cron: string): CronPattern {

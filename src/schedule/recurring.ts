@@ -1,5 +1,5 @@
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import type { Headers } from "../publish/outgoing.ts";
 import { latestUntil, nextAfter, type Recurrence, type RecurrenceOptions, recurrenceOf } from "./recurrence.ts";
 import { assertAlone, idHeader, releasedHeaders } from "./when.ts";
@@ -63,7 +63,7 @@ export function recurringOf(options: RecurringOptions, now: number, what: string
   if (jitterMs >= shortestOf(recurrence, now)) {
     throw new SortieError(
       "invalid-option",
-      `${what}: expected a jitter shorter than the time between two releases, got ${JSON.stringify(jitter)}`,
+      `${what}: expected a jitter shorter than the time between two releases, got ${shown(jitter)}`,
     );
   }
   return { ...recurrence, catchUp, overlap, jitterMs };
@@ -72,7 +72,7 @@ export function recurringOf(options: RecurringOptions, now: number, what: string
     if (known.includes(got)) return;
     throw new SortieError(
       "invalid-option",
-      `${what}: expected ${name} ${known.map((one) => `"${one}"`).join(" or ")}, got ${JSON.stringify(got)}`,
+      `${what}: expected ${name} ${known.map((one) => `"${one}"`).join(" or ")}, got ${shown(got)}`,
     );
   }
 }
@@ -139,10 +139,11 @@ function occurrenceAt(recurring: Recurring, id: string, planned: number | undefi
   return { planned, due: Math.min(planned + spread, Math.max(planned, until)) };
 }
 
-/** FNV-1a of its UTF-16 units, with a finishing mix: neighbouring times are to lie far apart. */
-function hashOf(text: string): number {
+/** FNV-1a of its bytes, or a text's UTF-16 units, with a finishing mix: neighbouring times are to lie far apart. */
+export function hashOf(units: string | Uint8Array): number {
+  const unitAt = (at: number) => (typeof units === "string" ? units.charCodeAt(at) : (units[at] as number));
   let hash = 0x811c9dc5;
-  for (let at = 0; at < text.length; at++) hash = Math.imul(hash ^ text.charCodeAt(at), 0x01000193);
+  for (let at = 0; at < units.length; at++) hash = Math.imul(hash ^ unitAt(at), 0x01000193);
   hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
   return (hash ^ (hash >>> 13)) >>> 0;
 }

@@ -15,7 +15,7 @@ import { schedulesInfo } from "./stored-schedule.ts";
 import { tokenOf } from "./when.ts";
 
 /** How long whoever has claimed one may take: then it is taken over. */
-const patienceMs = 5_000;
+export const patienceMs = 5_000;
 
 /** How often it is looked whether the one before is handled, where the next waits for that. */
 const lookAgainMs = 1_000;
@@ -237,9 +237,10 @@ export function createReleaser(
   }
 
   /** False where somebody has written in its place. */
-  async function leaveWord(stored: StoredMessage, { id, at }: Pending): Promise<boolean> {
+  async function leaveWord(stored: StoredMessage, { id, at, target }: Pending): Promise<boolean> {
     try {
-      await remember(connection, name, stored, { id, state: "released", at, now: clock.now() }, leftMs);
+      const message = { subject: target, payload: stored.data };
+      await remember(connection, name, stored, { id, state: "released", at, now: clock.now(), message }, leftMs);
       return true;
     } catch (error) {
       if (!isOutrun(error)) throw error;

@@ -15,6 +15,7 @@ import {
   replaceNative,
 } from "./native.ts";
 import {
+  type Carried,
   expectedLast,
   memoFor,
   namelessFor,
@@ -102,7 +103,7 @@ export function scheduled(
   if (isReleasedByServer(connection, stream)) {
     const schedule = nativeFor(message, stream, id, at, now, what);
     if (nameless) return { at, store: (ms) => publish(connection, schedule, ms) };
-    const word = wordOfServer(connection, stream.name, id, at.getTime(), now);
+    const word = wordOfServer(connection, stream.name, id, at.getTime(), now, outgoing);
     return {
       at,
       async store(ms) {
@@ -155,12 +156,19 @@ async function replaceOnServer(connection: Connection, stream: string, id: strin
 }
 
 /** What tells that the server has the schedule: while that is not due it may be looked at there; then it was released. */
-export function wordOfServer(connection: Connection, stream: string, id: string, at: number, now: number): Outgoing {
+export function wordOfServer(
+  connection: Connection,
+  stream: string,
+  id: string,
+  at: number,
+  now: number,
+  message: Carried,
+): Outgoing {
   const forgetAt = Math.max(at, now) + rememberedMs;
   const subject = scheduleSubject(stream, tokenOf(id));
   return memoFor(
     { subject },
-    { id, state: "on-server", at, forgetAt, seconds: secondsUntil(connection, forgetAt, now) },
+    { id, state: "on-server", at, forgetAt, seconds: secondsUntil(connection, forgetAt, now), message },
   );
 }
 
@@ -173,13 +181,19 @@ export async function remember(
   connection: Connection,
   stream: string,
   place: { readonly subject: string; readonly sequence?: number },
-  { id, state, at, now }: { id: string; state: "released" | "cancelled"; at: number; now: number },
+  {
+    id,
+    state,
+    at,
+    now,
+    message,
+  }: { id: string; state: "released" | "cancelled"; at: number; now: number; message: Carried },
   leftMs: () => number,
 ): Promise<void> {
   const forgetAt = Math.ceil(Math.max(at, now)) + rememberedMs;
   const seconds = secondsUntil(connection, forgetAt, now);
   const leave = (seconds?: number): Promise<Published> =>
-    publish(connection, memoFor(place, { id, state, at, forgetAt, seconds }), leftMs());
+    publish(connection, memoFor(place, { id, state, at, forgetAt, seconds, message }), leftMs());
   if (seconds !== undefined) {
     try {
       await leave(seconds);

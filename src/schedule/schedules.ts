@@ -1,6 +1,6 @@
 import { schedulesStream } from "../define/own.ts";
 import type { StreamDefinition } from "../define/stream.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import type { Connection } from "../nats/connection.ts";
 import { headerOf, type StoredMessage } from "../nats/stored-message.ts";
 import type { SubjectsPage } from "../nats/stream-info.ts";
@@ -19,7 +19,9 @@ import {
   serverTime,
 } from "./native.ts";
 import {
+  type Carried,
   expectedLast,
+  namelessNotes,
   noteFor,
   type Pending,
   pendingHeaders,
@@ -31,7 +33,7 @@ import { occurrenceAfter, occurrencesAfter, type Recurring } from "./recurring.t
 import { releaseDue } from "./release-due.ts";
 import { type Named, remember, type ScheduleOptions, scheduled, wordOfServer } from "./schedule.ts";
 import { schedulesInfo, storedSchedule, subjectsIn } from "./stored-schedule.ts";
-import { assertAlone, idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
+import { assertAlone, assertOptions, idHeader, idOf, releasedHeaders, tokenOf } from "./when.ts";
 
 /** What is known of a schedule. */
 export interface ScheduleStatus {
@@ -47,7 +49,7 @@ export interface ScheduleStatus {
   readonly data?: unknown;
   /** How it comes again. */
   readonly recurring?: Recurring;
-  /** The next five times of one that comes again. */
+  /** The next five times of one that comes again; while it is paused there is none. */
   readonly next?: readonly Date[];
 }
 
@@ -117,6 +119,13 @@ interface Found {
   readonly native?: StoredMessage;
 }
 
+/** Where one is: at its id, but for one that nobody gave an id, which is its own note. */
+interface Place {
+  readonly stream: StreamDefinition;
+  readonly token: string;
+  readonly subject: string | undefined;
+}
+
 /** Looks after the schedules of these streams; each call may take `ms`. */
 export function createSchedules(
   connection: Connection,
@@ -128,12 +137,21 @@ export function createSchedules(
 
   return {
     async schedule(subject, data, options) {
+      if (typeof subject !== "string")
+        throw new SortieError(
+          "unknown-subject",
+          `A schedule: expected its subject to be a text, got ${shown(subject)}`,
+        );
+      assertOptions(options, 'options such as { in: "30s" }', `A schedule for "${subject}"`);
       const outgoing = await prepare(streams, subject, data);
       const stream = streamFor(streams, subject);
       const { id = crypto.randomUUID(), ...when } = options;
       assertAlone(when, `A schedule for "${subject}"`); // over HTTP anything may come
-      const { at, store } = scheduled(connection, outgoing, stream, { ...when, id } as Named, now());
-      await store(ms);
+      const leftMs = timer();
+      const comesAgain = stream.schedules && when.in === undefined && when.at === undefined;
+      const time = comesAgain ? await recurringTime(leftMs()) : now();
+      const { at, store } = scheduled(connection, outgoing, stream, { ...when, id } as Named, time);
+      await store(leftMs());
       return { id, stream: stream.name, at };
     },
     async get(id, where) {
@@ -146,6 +164,11 @@ export function createSchedules(
     pause: (id, where) => untilSettled(id, where, pauseOnce),
     resume: (id, where) => untilSettled(id, where, resumeOnce),
   };
+
+  /** What the times of one that comes again are counted from: its first one is not to have passed where it is released. */
+  function recurringTime(left: number): Promise<number> {
+    return serverTime(connection, schedulesStream, left, now());
+  }
 
   function timer(): () => number {
     const deadline = performance.now() + ms;
@@ -174,8 +197,10 @@ export function createSchedules(
     }
   }
 
-  async function find(id: string, { stream: wanted }: Where = {}, leftMs: () => number): Promise<Found | undefined> {
+  async function find(id: string, where: Where = {}, leftMs: () => number): Promise<Found | undefined> {
     const token = tokenOf(id);
+    assertOptions(where, 'nothing, or a stream such as { stream: "ORDERS" }', `Schedule "${id}"`);
+    const { stream: wanted } = where;
     const among = taking.filter(({ name }) => wanted === undefined || name === wanted);
     if (wanted !== undefined && among.length === 0) throw notTaking(wanted);
     const found = (await Promise.all(among.map((stream) => read(stream, token, leftMs())))).filter(isThere);
@@ -194,14 +219,19 @@ export function createSchedules(
     const known = taking.map((stream) => stream.name).join(", ");
     return new SortieError(
       "invalid-option",
-      `Expected one of the app's streams that take schedules (${known || "there is none"}), got "${name}"`,
+      `Expected one of the app's streams that take schedules (${known || "there is none"}), got ${shown(name)}`,
     );
   }
 
   /** What there is of it; `released` where the server had it and has it no more. */
-  async function read(stream: StreamDefinition, token: string, left: number): Promise<Found> {
+  async function read(
+    stream: StreamDefinition,
+    token: string,
+    left: number,
+    subject = scheduleSubject(stream.name, token),
+  ): Promise<Found> {
     const [record, native] = await Promise.all([
-      messageOf(schedulesStream, scheduleSubject(stream.name, token), left),
+      messageOf(schedulesStream, subject, left),
       onServer ? nativeIn(stream, token, left) : undefined,
     ]);
     if (!record || native) return { stream, ...(native && { native }) };
@@ -240,7 +270,7 @@ export function createSchedules(
     if (pending.state === "released") return "already-fired";
     // one that comes again does not after what is being released
     if (pending.releasing && !pending.recurring) return "already-fired";
-    await leaveWord(stream, record, pending, leftMs);
+    await leaveWord(stream, record, carriedBy(record), leftMs);
     return "cancelled";
   }
 
@@ -256,7 +286,8 @@ export function createSchedules(
       if (another) return;
       try {
         const place = { subject, sequence: word?.sequence ?? 0 };
-        await leaveWord(stream, place, { id, at: nativeOf(native).at }, leftMs);
+        const { at, target } = nativeOf(native);
+        await leaveWord(stream, place, { id, at, message: { subject: target, payload: native.data } }, leftMs);
         return;
       } catch (error) {
         if (!isOutrun(error) || leftMs() <= 1) throw error;
@@ -268,10 +299,10 @@ export function createSchedules(
   function leaveWord(
     { name }: StreamDefinition,
     place: { readonly subject: string; readonly sequence?: number },
-    { id, at }: Pick<Pending, "id" | "at">,
+    schedule: { readonly id: string; readonly at: number; readonly message: Carried },
     leftMs: () => number,
   ): Promise<void> {
-    return remember(connection, name, place, { id, state: "cancelled", at, now: now() }, leftMs);
+    return remember(connection, name, place, { ...schedule, state: "cancelled", now: now() }, leftMs);
   }
 
   async function fireOnce({ stream, record, native }: Found, leftMs: () => number) {
@@ -291,7 +322,7 @@ export function createSchedules(
       // first: without its schedule it says that this was released
       const before = await messageOf(schedulesStream, scheduleSubject(stream.name, tokenOf(id)), leftMs());
       const tell = (at: number, sequence: number) => {
-        const word = wordOfServer(connection, stream.name, id, at, serverNow);
+        const word = wordOfServer(connection, stream.name, id, at, serverNow, outgoing);
         const headers = [...(word.headers ?? []), [expectedLast, `${sequence}`]] as const;
         return publish(connection, { ...word, headers }, leftMs());
       };
@@ -352,9 +383,10 @@ export function createSchedules(
       await publish(connection, noteFor(stream.name, tokenOf(pending.id), pending.at, now()), leftMs());
       return "resumed" as const; // the note may be what an earlier call has not come to
     }
-    const next = occurrenceAfter(pending.recurring, pending.id, now());
+    const time = await recurringTime(leftMs());
+    const next = occurrenceAfter(pending.recurring, pending.id, time);
     if (!next) {
-      await leaveWord(stream, record, pending, leftMs);
+      await leaveWord(stream, record, carriedBy(record), leftMs);
       return "unknown" as const; // its times passed by meanwhile
     }
     const changes = {
@@ -380,13 +412,20 @@ export function createSchedules(
     return note.subject;
   }
 
-  async function list({ stream, prefix = "", from, to, limit = 50, after }: ListOptions = {}): Promise<ScheduleList> {
+  async function list(options: ListOptions = {}): Promise<ScheduleList> {
+    assertOptions(options, 'nothing, or options such as { prefix: "trial of " }', "A list of schedules");
+    const { stream, prefix = "", from, to, limit = 50, after } = options;
     if (!Number.isInteger(limit) || limit < 1 || limit > 500)
-      throw new SortieError("invalid-option", `Expected limit to be a whole number from 1 to 500, got ${limit}`);
+      throw new SortieError("invalid-option", `Expected limit to be a whole number from 1 to 500, got ${shown(limit)}`);
+    for (const [name, text] of Object.entries({ prefix, after }))
+      if (text !== undefined && typeof text !== "string") throw unfit(name, "a text", text);
+    for (const [name, time] of Object.entries({ from, to }))
+      if (time !== undefined && !(time instanceof Date && Number.isFinite(time.getTime())))
+        throw unfit(name, "a Date", time);
     const leftMs = timer();
     const among = taking.filter(({ name }) => stream === undefined || name === stream);
     if (stream !== undefined && among.length === 0) throw notTaking(stream);
-    const places = (await Promise.all(among.map((one) => tokensOf(one, leftMs)))).flat();
+    const places = (await Promise.all(among.map((one) => placesOf(one, leftMs)))).flat();
     const wanted = places
       .filter(({ token, key }) => startsWith(token, prefix) && (after === undefined || key > after))
       .toSorted((a, b) => (a.key < b.key ? -1 : 1));
@@ -394,7 +433,7 @@ export function createSchedules(
     let [read, last] = [0, after];
     while (read < Math.min(wanted.length, readsOfPage) && schedules.length < limit) {
       const some = wanted.slice(read, read + Math.min(readsAtOnce, readsOfPage - read));
-      const found = await Promise.all(some.map((one) => lookAt(one.stream, one.token, leftMs)));
+      const found = await Promise.all(some.map((one) => lookAt(one, leftMs)));
       for (const [at, status] of found.entries()) {
         if (schedules.length === limit) break;
         read += 1;
@@ -406,18 +445,31 @@ export function createSchedules(
     return { schedules, ...(read < wanted.length && last !== undefined && { next: last }) };
   }
 
-  async function lookAt(stream: StreamDefinition, token: string, leftMs: () => number) {
-    return statusOf(await read(stream, token, leftMs()), token);
+  function unfit(option: string, expected: string, got: unknown): SortieError {
+    return new SortieError(
+      "invalid-option",
+      `A list of schedules: expected ${option} to be ${expected}, got ${shown(got)}`,
+    );
   }
 
-  /** The tokens of all ids that a stream has schedules of, or remembers; `key` orders them over all streams. */
-  async function tokensOf(stream: StreamDefinition, leftMs: () => number) {
-    const subjects = await Promise.all([
+  async function lookAt({ stream, token, subject }: Place, leftMs: () => number) {
+    return statusOf(await read(stream, token, leftMs(), subject), token);
+  }
+
+  /** Where a stream has schedules, or remembers them; `key` orders them over all streams. */
+  async function placesOf(
+    stream: StreamDefinition,
+    leftMs: () => number,
+  ): Promise<(Place & { readonly key: string })[]> {
+    const [nameless, ...named] = await Promise.all([
+      subjectsOf(schedulesStream, namelessNotes(stream.name), leftMs),
       subjectsOf(schedulesStream, scheduleSubject(stream.name, "*"), leftMs),
       onServer ? subjectsOf(stream.name, scheduleSubjects(stream.name), leftMs) : [],
     ]);
-    const tokens = new Set(subjects.flat().map((subject) => subject.split(".").at(-1) ?? ""));
-    return [...tokens].map((token) => ({ stream, token, key: `${stream.name}.${token}` }));
+    const places = new Map<string, string | undefined>(); // by their tokens
+    for (const subject of nameless) places.set(subject.split(".").at(-2) ?? "", subject);
+    for (const subject of named.flat()) places.set(subject.split(".").at(-1) ?? "", undefined);
+    return [...places].map(([token, subject]) => ({ stream, token, subject, key: `${stream.name}.${token}` }));
   }
 
   async function subjectsOf(stream: string, filter: string, leftMs: () => number): Promise<string[]> {
@@ -445,14 +497,14 @@ export function createSchedules(
       state: isPaused ? "paused" : releasing ? "releasing" : "waiting",
       at: new Date(at),
       ...payloadOf(record),
-      ...(recurring && {
-        recurring,
-        next: isPaused
-          ? occurrencesAfter(recurring, now(), 5)
-          : [new Date(planned), ...occurrencesAfter(recurring, planned, 4)],
-      }),
+      ...(recurring && { recurring }),
+      ...(recurring && !isPaused && { next: [new Date(planned), ...occurrencesAfter(recurring, planned, 4)] }),
     };
   }
+}
+
+function carriedBy({ pending: { id, at, target }, data }: StoredMessage & { readonly pending: Pending }) {
+  return { id, at, message: { subject: target, payload: data } };
 }
 
 function isThere({ record, native }: Found): boolean {

@@ -1,5 +1,5 @@
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 import { assertId } from "../publish/outgoing.ts";
 
 /** When a message is released: after a while, or at a point in time. */
@@ -26,9 +26,16 @@ export const releasedHeaders = {
  */
 export function dueAt(when: When, now: number, what: string): Date {
   assertAlone(when, what);
-  const at = when.in === undefined ? timeOf(when.at, "at", what) : new Date(now + toMs(when.in, what));
+  const at = when.in === undefined ? notBefore(when.at, what) : new Date(now + toMs(when.in, what));
   assertWithin(at, now, what);
   return at;
+}
+
+/** The first millisecond that is not before the time that is meant. */
+function notBefore(time: Date | string, what: string): Date {
+  const at = timeOf(time, "at", what);
+  const isBetween = typeof time === "string" && /\.\d{3}\d*[1-9]/.test(time); // which a Date leaves out
+  return isBetween ? new Date(at.getTime() + 1) : at;
 }
 
 /** Throws `schedule-refused` for a time beyond ten years. */
@@ -37,8 +44,15 @@ export function assertWithin(at: Date, now: number, what: string): void {
   throw new SortieError("schedule-refused", `${what} at ${at.toISOString()}: expected a time within ten years`);
 }
 
+/** Throws `invalid-option` for what is not an object: `such` says what is expected. */
+export function assertOptions(options: unknown, such: string, what: string): void {
+  if (typeof options === "object" && options !== null) return;
+  throw new SortieError("invalid-option", `${what}: expected ${such}, got ${shown(options)}`);
+}
+
 /** A message is released in one way: what belongs to another one would be left out without a word. */
 export function assertAlone(options: object, what: string): void {
+  assertOptions(options, 'options such as { in: "30s" }', what);
   const given = Object.entries(options).flatMap(([name, value]) => (value === undefined ? [] : [name]));
   const [way, ...others] = ["in", "at", "every", "cron"].filter((name) => given.includes(name));
   if (way === undefined || others.length > 0) {
@@ -63,7 +77,7 @@ export function timeOf(time: Date | string, option: string, what: string): Date 
   if (date && !Number.isNaN(date.getTime())) return date;
   throw new SortieError(
     "invalid-option",
-    `${what}: expected \`${option}\` to be a Date or an RFC 3339 time with its offset, such as "2030-01-01T10:00:00Z", got ${JSON.stringify(time)}`,
+    `${what}: expected \`${option}\` to be a Date or an RFC 3339 time with its offset, such as "2030-01-01T10:00:00Z", got ${shown(time)}`,
   );
 }
 

@@ -181,3 +181,55 @@ it("answers with 503, and nothing else, where NATS goes away in the middle", asy
   expect(statuses.filter((status) => ![200, 201, 202, 404, 503].includes(status))).toEqual([]);
   expect(statuses).toContain(503);
 });
+
+describe("an Idempotency-Key of a message for later", () => {
+  it.for([
+    ["function", "released"],
+    ["function", "cancelled"],
+    [true, "released"],
+    [true, "cancelled"],
+  ] as const)(
+    "is good for one message when that is over, too: %s, %s",
+    { timeout: 20_000 },
+    async ([kind, over], { expect }) => {
+      const tasks = defineStream("TASKS", { subjects: { "tasks.*": z.any() }, schedules: kind, duplicateWindow: "1s" });
+      const later = createApp({ streams: [tasks] });
+      await using own = await startSystem(later);
+      await own.jsm.streams.update("SORTIE_SCHEDULES", { duplicate_window: 1e9 }); // two minutes otherwise
+      const http = createHttp(later, {
+        connect: (_c, ms) => connect({ url: own.server.url }, ms),
+        tokens: () => ({ publish: "s3cret", schedules: "s3cret" }),
+      });
+      const asked = async (method: string, path: string, body?: unknown) => {
+        const headers = {
+          Authorization: "Bearer s3cret",
+          "Content-Type": "application/json",
+          "Idempotency-Key": "order-1",
+        };
+        const request = { method, headers, ...(body !== undefined && { body: JSON.stringify(body) }) };
+        const response = await http.request(path, request);
+        return { status: response.status, answer: await response.json() };
+      };
+      const post = (n: number, subject = "tasks.later") => asked("POST", `/publish/${subject}?delay=1h`, { n });
+      const reused = { status: 422, answer: problem("idempotency-key-reused") };
+      expect(await post(1)).toMatchObject({ status: 202, answer: { schedule: { id: "order-1" } } });
+      if (over === "cancelled") expect((await asked("DELETE", "/schedules/order-1")).status).toBe(200);
+      else expect((await asked("POST", "/schedules/order-1/fire")).status).toBe(200);
+      await expect
+        .poll(async () => (await asked("GET", "/schedules/order-1")).answer, { timeout: 5_000 })
+        .toMatchObject({ schedule: { state: over } });
+      const again = { status: 202, answer: { schedule: { id: "order-1", state: over } } };
+      const both = async () => {
+        expect(await post(1)).toMatchObject(again);
+        expect(await post(2)).toMatchObject(reused);
+        expect(await post(1, "tasks.other")).toMatchObject(reused);
+      };
+      await both();
+      await new Promise((resolve) => setTimeout(resolve, 2_500));
+      await both();
+      const schedules = await asked("GET", "/schedules");
+      expect(schedules.answer).toEqual({ schedules: [] });
+      expect((await own.jsm.streams.info("TASKS")).state.messages).toBe(over === "released" ? 1 : 0);
+    },
+  );
+});

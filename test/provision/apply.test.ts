@@ -7,10 +7,12 @@ import { promisify } from "node:util";
 import { AckPolicy } from "@nats-io/jetstream";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import * as z from "zod";
-import { createApp, defineConsumer, defineStream, type StreamOptions } from "../../src/index.ts";
+import { createApp, defineConsumer, defineSchedule, defineStream, type StreamOptions } from "../../src/index.ts";
 import type { Connection } from "../../src/nats/connection.ts";
 import { apply } from "../../src/provision/apply.ts";
 import { planConsumer, planStream } from "../../src/provision/plan.ts";
+import { scheduled } from "../../src/schedule/schedule.ts";
+import { createSchedules } from "../../src/schedule/schedules.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 let system: System;
@@ -206,6 +208,35 @@ describe("apply", () => {
     const { config } = await system.jsm.streams.info(name);
     await expect(applyStream(name, after)).rejects.toThrow(message);
     expect((await system.jsm.streams.info(name)).config).toEqual(config);
+  });
+
+  it("refuses to have a stream take no schedules while some wait for it", async () => {
+    const waiting = stream("WAITING", { schedules: "function" });
+    await apply(connection, { streams: [waiting], consumers: [] });
+    const schedules = createSchedules(connection, [waiting]);
+    await schedules.schedule("waiting.x", "x", { in: "1h", id: "one" });
+    await schedules.schedule("waiting.x", "x", { every: "1h", id: "two" });
+    await schedules.schedule("waiting.x", "x", { in: "1h", id: "over" });
+    await schedules.cancel("over");
+    await schedules.pause("two");
+    const nameless = { in: "1h", id: "three", nameless: true } as const;
+    const outgoing = { subject: "waiting.x", payload: new TextEncoder().encode('"x"') };
+    await scheduled(connection, outgoing, waiting, nameless, Date.now()).store(5_000);
+    await expect(applyStream("WAITING", { schedules: false })).rejects.toMatchObject({
+      code: "provision-refused",
+      message: expect.stringMatching(/Stream "WAITING" takes no schedules in its definition, and 3 wait for it/),
+    });
+    const own = defineSchedule(waiting, "own", { subject: "waiting.x", data: "x", every: "1h" });
+    await apply(connection, { streams: [waiting], consumers: [], schedules: [{ owner: "a", schedules: [own] }] });
+    for (const id of ["one", "two"]) await schedules.cancel(id);
+    await system.jsm.streams.purge("SORTIE_SCHEDULES", { filter: "sortie.schedules.at.WAITING.*.*.*.*.*.whole" });
+    const without = stream("WAITING", { schedules: false });
+    const left = await apply(connection, {
+      streams: [without],
+      consumers: [],
+      schedules: [{ owner: "a", schedules: [] }],
+    });
+    expect(left.at(-1)).toMatchObject({ kind: "schedule", action: "remove" }); // its own is cancelled by the same apply
   });
 
   it("passes on what the server refuses, with the definition's name", async () => {

@@ -4,11 +4,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import * as z from "zod";
 import { type App, createApp, defineSchedule, defineStream, type ScheduleDefinition } from "../../src/index.ts";
 import { type Connection, disconnect } from "../../src/nats/connection.ts";
 import { type Applied, apply } from "../../src/provision/apply.ts";
+import { release } from "../../src/schedule/release.ts";
 import { createSchedules, type Schedules } from "../../src/schedule/schedules.ts";
 import { type System, startSystem } from "../support/system.ts";
 
@@ -126,6 +127,54 @@ describe("a schedule that an app defines", () => {
     disconnect(own);
   });
 
+  it("is made by the server's clock, whatever the host's says", async ({ onTestFinished }) => {
+    const wrong = vi
+      .spyOn(Date, "now")
+      .mockImplementation(() => performance.timeOrigin + performance.now() - 3_600_000);
+    onTestFinished(() => wrong.mockRestore());
+    const minutely = defineSchedule(reports, "minutely", { subject: "reports.send", data: "x", cron: "* * * * *" });
+    await deploy("late", minutely);
+    const at = (await schedules.get("minutely"))?.at.getTime();
+    wrong.mockRestore();
+    expect(at).toBeGreaterThan(Date.now() - 10_000);
+    await deploy("late");
+  });
+
+  it("is left alone, and changed, also where the function that has claimed it died", { timeout: 60_000 }, async () => {
+    const ticks = defineStream("TICKS", { subjects: { ticks: z.number(), tocks: z.number() }, schedules: "function" });
+    const again = (changed: object = {}) =>
+      defineSchedule(ticks, "again", { subject: "ticks", data: 1, every: "1s", ...changed } as never);
+    const applied = async (definition: ScheduleDefinition) => {
+      const owned = { owner: "ticking", schedules: [definition] };
+      const all = await apply(connection, { streams: [ticks], consumers: [], schedules: [owned] });
+      return all.filter(({ kind }) => kind === "schedule").map(({ action, changes }) => [action, ...changes].join(" "));
+    };
+    expect(await applied(again())).toEqual(["create"]);
+    const ticking = createSchedules(connection, [ticks]);
+    const dying = await system.connect();
+    const released = release(dying, [ticks], { deadline: Date.now() + 4_000, lingerMs: 3_000 }).catch(() => {});
+    await expect
+      .poll(() => ticking.get("again"), { interval: 3, timeout: 3_000 })
+      .toMatchObject({ state: "releasing" });
+    disconnect(dying);
+    await released;
+    const orphan = await ticking.get("again");
+    expect(orphan).toMatchObject({ state: "releasing" });
+    expect(await applied(again())).toEqual(["none"]);
+    expect(await applied(again({ data: 2 }))).toEqual(["update data"]); // when nobody else can be at it any more
+    expect(await applied(again({ data: 3, every: "1h" }))).toEqual(["update times data"]);
+    expect((await ticking.get("again"))?.at).toEqual(orphan?.at);
+    const running = { deadline: Date.now() + 8_000, lingerMs: 6_500 };
+    const living = await system.connect();
+    await release(living, [ticks], running);
+    disconnect(living);
+    const { state } = await system.jsm.streams.info("TICKS");
+    const stored = await system.jsm.streams.getMessage("TICKS", { seq: 1 });
+    expect([state.messages, stored?.json()]).toEqual([1, 3]); // the time that was being released comes, once
+    expect((await ticking.get("again"))?.at.getTime()).toBeGreaterThan(Date.now() + 3_500_000);
+    await ticking.cancel("again");
+  });
+
   it("of an id that somebody has scheduled otherwise is refused", async () => {
     await schedules.schedule("reports.build", { kind: "daily" }, { in: "1h", id: "taken" });
     const taking = defineSchedule(reports, "taken", { subject: "reports.send", data: "x", every: "1h" });
@@ -201,6 +250,9 @@ describe("sortie schedules", () => {
     expect((await system.jsm.streams.info("CLI")).state.messages).toBe(1);
     expect(await sortie("schedules", "often", "--pause")).toBe("paused  often\n");
     expect(await sortie("schedules", "--prefix", "of")).toMatch(/ paused {5}CLI\/often/);
+    expect(await sortie("schedules", "often")).toMatch(
+      /^paused {2}CLI\/often.*\n {2}to cli.a: {"n":1}\n {2}next when it is resumed: --resume\n$/,
+    );
     expect(await sortie("schedules", "often", "--resume")).toBe("resumed  often\n");
     expect(await sortie("schedules", "often", "--cancel")).toBe("cancelled  often\n");
     expect(await sortie("schedules")).toBe("nothing waits\n");

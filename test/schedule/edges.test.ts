@@ -307,6 +307,58 @@ describe.concurrent("a schedule", () => {
     expect(await dataOf(started.system)).toEqual([1]);
   }, 40_000);
 
+  it.for(["2.10", "newest"] as const)(
+    "that comes again is made and resumed by the server's clock, whatever the host's says, on %s",
+    async (version, { expect }) => {
+      await using started = await start(version);
+      for (const wrong of [-3_600_000, 3_600_000]) {
+        const schedules = await started.client(() => Date.now() + wrong);
+        const isNext = (at: Date | undefined) => {
+          const inMs = (at?.getTime() ?? 0) - Date.now();
+          expect(inMs).toBeGreaterThan(-1_000);
+          expect(inMs).toBeLessThan(60_000);
+        };
+        const id = `off by ${wrong}`;
+        isNext((await schedules.schedule("tasks.later", 1, { cron: "* * * * *", id })).at);
+        isNext((await schedules.schedule("tasks.later", 1, { every: "50s", id: `every, ${id}` })).at);
+        await schedules.pause(id);
+        expect(await schedules.resume(id)).toBe("resumed");
+        isNext((await schedules.get(id))?.at);
+      }
+    },
+  );
+
+  it.for(["function", true] as const)(
+    "that nobody gave an id is listed with the others: %s",
+    async (kind, { expect }) => {
+      const later = defineStream("LATER", {
+        subjects: { later: z.any(), go: z.any() },
+        captures: ["dead.>"],
+        schedules: kind,
+      });
+      const going = defineConsumer(later, "going", { filter: "go", deadLetter: "dead.later" });
+      const handling = createApp({ streams: [later] }).on(going, async ({ data }, { schedule }) => {
+        await schedule("later", data, { in: "1h" });
+      });
+      await using system = await startSystem(handling);
+      for (const data of [1, 2, 3]) await system.publish("go", data);
+      await system.invoke();
+      const connection = await system.connect();
+      const schedules = createSchedules(connection, [later]);
+      await schedules.schedule("later", 4, { in: "1h", id: "named" });
+      const found: unknown[] = [];
+      for (let after: string | undefined; ; ) {
+        const page = await schedules.list({ limit: 1, after });
+        found.push(...page.schedules.map(({ data, state, subject }) => [data, state, subject]));
+        after = page.next;
+        if (after === undefined) break;
+      }
+      expect(found.toSorted()).toEqual([1, 2, 3, 4].map((data) => [data, "waiting", "later"]));
+      expect((await schedules.list({ prefix: "named" })).schedules).toHaveLength(1);
+      disconnect(connection);
+    },
+  );
+
   it("that comes again into a full stream is cancelled all the same", async ({ expect }) => {
     const full = defineStream("FULL", { subjects: { full: z.any() }, retention: "workqueue", maxMessages: 1 });
     await using system = await startSystem(createApp({ streams: [full] }));
@@ -372,5 +424,64 @@ describe.concurrent("a schedule", () => {
         [1, "one ü", "one ü"],
         [2, "one ü", "one ü"],
       ]);
+  });
+});
+
+describe("what is no schedule", () => {
+  it("is refused, saying what was got", async ({ expect }) => {
+    await using started = await start();
+    const schedules = (await started.client()) as unknown as Record<string, (...all: unknown[]) => Promise<unknown>>;
+    const refused = async (call: string, all: unknown[], code: string, message: RegExp) =>
+      await expect(schedules[call]?.(...all), call).rejects.toMatchObject({
+        name: "SortieError",
+        code,
+        message: expect.stringMatching(message),
+      });
+    const options: [unknown, RegExp][] = [
+      [null, /for "tasks.later": expected options such as \{ in: "30s" \}, got null$/],
+      [undefined, /expected options .* got undefined$/],
+      [{ in: 10n }, /expected milliseconds .* got 10n$/],
+      [{ in: Number.NaN }, /got NaN$/],
+      [{ in: Infinity }, /got Infinity$/],
+      [{ in: Symbol("x") }, /got Symbol\(x\)$/],
+      [{ at: 10n }, /expected `at` to be a Date .* got 10n$/],
+      [{ at: new Date(Number.NaN) }, /got an invalid Date$/],
+      [{ cron: "* * * * *".padEnd(100_000), id: "x" }, /expected `cron` to have 1000 characters at most, not 100000/],
+    ];
+    for (const [given, message] of options)
+      await refused("schedule", ["tasks.later", 1, given], "invalid-option", message);
+    for (const subject of [null, 5])
+      await refused(
+        "schedule",
+        [subject, 1, { in: 0 }],
+        "unknown-subject",
+        /expected its subject to be a text, got (null|5)$/,
+      );
+    for (const call of ["get", "cancel", "fireNow", "pause", "resume"])
+      await refused(call, ["x", null], "invalid-option", /Schedule "x": expected nothing, or a stream .* got null$/);
+    await refused("list", [null], "invalid-option", /expected nothing, or options .* got null$/);
+    for (const [name, given, got] of [
+      ["from", "2030-01-01T00:00:00Z", '"2030-01-01T00:00:00Z"'],
+      ["to", new Date(Number.NaN), "an invalid Date"],
+      ["prefix", 5, "5"],
+      ["after", null, "null"],
+      ["limit", Symbol("x"), "Symbol(x)"],
+      ["stream", 5n, "5n"],
+    ] as const) {
+      const listed = schedules.list?.({ [name]: given });
+      await expect(listed, name).rejects.toMatchObject({
+        code: "invalid-option",
+        message: expect.stringContaining(got),
+      });
+    }
+  });
+
+  it("is not early against a time that is finer than a millisecond", async ({ expect }) => {
+    await using started = await start();
+    const schedules = await started.client();
+    const scheduled = async (at: string) => (await schedules.schedule("tasks.later", 1, { at })).at.toISOString();
+    expect(await scheduled("2030-01-01T00:00:00.0005Z")).toBe("2030-01-01T00:00:00.001Z");
+    expect(await scheduled("2030-01-01T00:00:00.9991+00:00")).toBe("2030-01-01T00:00:01.000Z");
+    expect(await scheduled("2030-01-01T00:00:00.123000Z")).toBe("2030-01-01T00:00:00.123Z");
   });
 });

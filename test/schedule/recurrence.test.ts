@@ -403,6 +403,13 @@ describe("refuses", () => {
     ["steps without a unit", { every: "5 minutes" as Duration }, 'got "5 minutes"'],
     ["steps of more than a century", { every: "40000d" }, 'got "40000d"'],
     ["an empty cron", { cron: "" }, `${fields} such as "@daily", got ""`],
+    ["a day beyond the 31st", { cron: "0 0 32 * *" }, 'got "0 0 32 * *" (its day of the month is out of range)'],
+    ["blanks", { cron: " " }, `${fields} such as "@daily", got " "`],
+    [
+      "more than any schedule says",
+      { cron: "0,".repeat(50_000) },
+      "`cron` to have 1000 characters at most, not 100000",
+    ],
     ["four fields", { cron: "0 9 * *" }, fields],
     ["seven fields", { cron: "0 0 9 * * * 2030" }, fields],
     ["a time", { cron: "2030-01-01T00:00:00Z" }, fields],
@@ -444,6 +451,12 @@ describe("refuses", () => {
   ])("%s", (_name, options, message) => {
     expect(() => recurrenceOf(options as RecurrenceOptions, now, "A test")).toThrow(
       expect.objectContaining({ code: "invalid-option", message: expect.stringContaining(message) }),
+    );
+  });
+
+  it.each(["", "* * * *", "0 0 0 * *", "0 0 32 * *", "0 0 1 13 *"])("%o in its own words", (cron) => {
+    expect(() => recurrenceOf({ cron }, now, "A test")).toThrow(
+      expect.objectContaining({ message: expect.not.stringMatching(/seven|31|-1|: 12|CronPattern/) }),
     );
   });
 });
