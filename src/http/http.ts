@@ -11,7 +11,7 @@ import { SortieError, shown } from "../errors.ts";
 import { assertLoggedIn, type Connection, disconnect } from "../nats/connection.ts";
 import { storedMessage } from "../nats/stored-message.ts";
 import { type Outgoing, preparePayload } from "../publish/outgoing.ts";
-import { type Published, publish } from "../publish/publish.ts";
+import { isOutrun, type Published, publish } from "../publish/publish.ts";
 import { scheduleSubject, tellsOfAnother } from "../schedule/pending.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
 import { releaseOf, type ScheduleOptions, scheduled } from "../schedule/schedule.ts";
@@ -156,21 +156,33 @@ export function createHttp(app: App, options: HttpOptions): Hono {
       if (when) {
         const id = key ?? crypto.randomUUID();
         const schedules = createSchedules(connection, app.streams, { ms: leftMs() });
-        const before = key === undefined ? undefined : await schedules.get(id, { stream: stream.name });
-        if (before?.subject !== undefined) {
-          // a key is good for one message, and neither replaces nor moves what waits
-          if (before.recurring || !isSameValue(before, outgoing)) return taken(c, stream.name);
-          return c.json({ schedule: { id, at: before.at.toISOString(), state: before.state } }, 202);
-        }
-        if (before) {
+        // a key is good for one message, and neither replaces nor moves what waits
+        const asBefore = async () => {
+          const before = await schedules.get(id, { stream: stream.name });
+          if (!before) return undefined;
           // what is over is not made again while it is remembered
           const which = { last_by_subj: scheduleSubject(stream.name, tokenOf(id)) };
-          const word = await storedSchedule(connection, schedulesStream, which, leftMs(), "reading a schedule");
-          if (word && tellsOfAnother(word, outgoing)) return taken(c, stream.name);
+          const word =
+            before.subject === undefined
+              ? await storedSchedule(connection, schedulesStream, which, leftMs(), "reading a schedule")
+              : undefined;
+          const isAnother =
+            before.subject === undefined ? word && tellsOfAnother(word, outgoing) : !isSameValue(before, outgoing);
+          if (before.recurring || isAnother) return taken(c, stream.name);
           return c.json({ schedule: { id, at: before.at.toISOString(), state: before.state } }, 202);
+        };
+        const before = key === undefined ? undefined : await asBefore();
+        if (before) return before;
+        const named = { id, ...when, isFirst: key !== undefined };
+        const { at, store } = scheduled(connection, { ...outgoing, id: key }, stream, named, began);
+        let stored: Published;
+        try {
+          stored = await store(leftMs());
+        } catch (error) {
+          const meanwhile = isOutrun(error) ? await asBefore() : undefined;
+          if (meanwhile) return meanwhile;
+          throw error;
         }
-        const { at, store } = scheduled(connection, { ...outgoing, id: key }, stream, { id, ...when }, began);
-        const stored = await store(leftMs());
         const first = stored.duplicate ? await storedAs(connection, stored, leftMs() / 2) : undefined;
         const release = first && releaseOf(first);
         if (release && !isSame({ subject: release.target, data: first.data }, outgoing)) return reused(c, stored);

@@ -56,6 +56,8 @@ export type Named = ScheduleOptions & {
   readonly owner?: string;
   /** Whether it waits until somebody resumes it. */
   readonly isPaused?: boolean;
+  /** Whether it is refused (`isOutrun`) where another one has its id, instead of replacing that. */
+  readonly isFirst?: boolean;
 };
 
 /**
@@ -67,7 +69,7 @@ export function scheduled(
   connection: Connection,
   outgoing: Outgoing,
   stream: StreamDefinition,
-  { id, nameless = false, owner, isPaused = false, ...when }: Named,
+  { id, nameless = false, owner, isPaused = false, isFirst = false, ...when }: Named,
   now: number,
 ): Scheduled {
   const what = `A schedule for "${outgoing.subject}"`;
@@ -107,7 +109,9 @@ export function scheduled(
     return {
       at,
       async store(ms) {
-        const stored = await replaceNative(connection, schedule, stream.name, ms);
+        const stored = isFirst
+          ? await publish(connection, firstOf(schedule), ms)
+          : await replaceNative(connection, schedule, stream.name, ms);
         // after it: what was refused is not told of
         if (!stored.duplicate) await publish(connection, word, ms);
         else if (
@@ -119,8 +123,11 @@ export function scheduled(
     };
   }
   const pending = { stream: stream.name, id, at: at.getTime() };
-  const messages = (sent: number) =>
-    nameless ? [namelessFor(message, pending, sent)] : pendingFor(message, pending, sent);
+  const messages = (sent: number): Outgoing[] => {
+    if (nameless) return [namelessFor(message, pending, sent)];
+    const [schedule, note] = pendingFor(message, pending, sent);
+    return [isFirst ? firstOf(schedule) : schedule, note];
+  };
   return { at, store: (ms) => all(connection, messages(sentAt()), ms) };
 }
 
@@ -134,10 +141,14 @@ export function releaseOf(schedule: StoredMessage): { at: number; target: string
   return native.target ? native : pendingOf(schedule);
 }
 
-/** Publishes it where nothing is stored on its subject yet. */
+/** A message that is stored only where none is on its subject yet. */
+function firstOf(outgoing: Outgoing): Outgoing {
+  return { ...outgoing, headers: [...(outgoing.headers ?? []), [expectedLast, "0"]] };
+}
+
 async function publishIfNone(connection: Connection, outgoing: Outgoing, ms: number): Promise<void> {
   try {
-    await publish(connection, { ...outgoing, headers: [...(outgoing.headers ?? []), [expectedLast, "0"]] }, ms);
+    await publish(connection, firstOf(outgoing), ms);
   } catch (error) {
     if (!isOutrun(error)) throw error;
   }

@@ -3,6 +3,8 @@ import * as z from "zod";
 import { createHttp } from "../../src/http/http.ts";
 import { createApp, defineStream } from "../../src/index.ts";
 import { connect } from "../../src/nats/connection.ts";
+import { createSchedules } from "../../src/schedule/schedules.ts";
+import { altered } from "../support/connections.ts";
 import { type System, startSystem } from "../support/system.ts";
 
 const orders = defineStream("ORDERS", {
@@ -230,6 +232,44 @@ describe("an Idempotency-Key of a message for later", () => {
       const schedules = await asked("GET", "/schedules");
       expect(schedules.answer).toEqual({ schedules: [] });
       expect((await own.jsm.streams.info("TASKS")).state.messages).toBe(over === "released" ? 1 : 0);
+    },
+  );
+
+  it.for(["function", true] as const)(
+    "replaces none that was made between a look and its own: %s",
+    { timeout: 20_000 },
+    async (kind, { expect }) => {
+      const tasks = defineStream("TASKS", { subjects: { "tasks.*": z.any() }, schedules: kind });
+      const later = createApp({ streams: [tasks] });
+      await using own = await startSystem(later);
+      const owner = createSchedules(await own.connect(), [tasks]);
+      let race: (() => Promise<unknown>) | undefined;
+      const http = createHttp(later, {
+        async connect() {
+          const connection = await own.connect();
+          return altered(connection, {
+            async request(subject, payload, options) {
+              const isSent = subject.startsWith("sortie.schedule");
+              if (isSent) await race?.();
+              if (isSent) race = undefined;
+              return connection.request(subject, payload, options);
+            },
+          });
+        },
+        tokens: () => ({ publish: "s3cret" }),
+      });
+      const post = async (id: string) => {
+        const headers = { Authorization: "Bearer s3cret", "Content-Type": "application/json", "Idempotency-Key": id };
+        const body = JSON.stringify({ n: 2 });
+        const response = await http.request("/publish/tasks.later?delay=1h", { method: "POST", headers, body });
+        return { status: response.status, answer: await response.json() };
+      };
+      race = () => owner.schedule("tasks.later", { n: 1 }, { in: "2h", id: "other" });
+      expect(await post("other")).toMatchObject({ status: 422, answer: problem("idempotency-key-reused") });
+      expect(await owner.get("other")).toMatchObject({ data: { n: 1 } });
+      race = () => owner.schedule("tasks.later", { n: 2 }, { in: "2h", id: "same" });
+      expect(await post("same")).toMatchObject({ status: 202, answer: { schedule: { id: "same", state: "waiting" } } });
+      expect(await post("own")).toMatchObject({ status: 202 });
     },
   );
 });

@@ -1,7 +1,7 @@
 import { connect as connectTcp } from "@nats-io/transport-node";
 import { describe, expect, it } from "vitest";
 import { answersOn } from "../../src/nats/answers.ts";
-import { type Connection, connect } from "../../src/nats/connection.ts";
+import { connect } from "../../src/nats/connection.ts";
 import { type NatsServer, startNatsServer } from "../../src/testing/nats-server.ts";
 import { altered } from "../support/connections.ts";
 
@@ -24,7 +24,7 @@ describe("what is asked of a server", () => {
   it("is answered, or fails, as the client's own request does", async () => {
     await using server = await startNatsServer({ config });
     const tcp = await connectTcp({ servers: server.tcpUrl, user: "app", pass: "app", reconnect: false });
-    tcp.subscribe("echo", { callback: (_, message) => message.respond(message.data) });
+    tcp.subscribe("echo", { callback: (_, message) => void message.respond(message.data) });
     tcp.subscribe("silent", { callback: () => {} });
     const ours = answersOn(tcp, "_INBOX");
     void (async () => {
@@ -60,9 +60,12 @@ describe("what is asked of a server", () => {
     tcp.subscribe("echo", {
       callback: (_, message) => {
         const again = () => void message.respond(message.data);
-        if (message.string() === "late") return setTimeout(again, 100);
+        if (message.string() === "late") {
+          setTimeout(again, 100);
+          return;
+        }
         again();
-        return again();
+        again();
       },
     });
     await tcp.flush();
@@ -80,7 +83,7 @@ describe("what is asked of a server", () => {
     const connection = await as("deaf", server);
     const asked = connection.request("$JS.API.INFO", "", { timeout: 5_000 });
     await expect(asked).rejects.toMatchObject({ code: "permission-denied" });
-    const slice: Connection = altered(await as("app", server), { status: undefined });
+    const slice = altered(await as("app", server), {});
     await expect(answersOn(slice, "_INBOX").request("closed.door", "", { timeout: 100 })).rejects.toThrow(/timeout/i);
     await connection.close();
     await slice.close();
