@@ -8,7 +8,7 @@ import type { SubjectsPage } from "../nats/stream-info.ts";
 import { pause, point, within } from "../nats/within.ts";
 import { createAgenda, leadMs, together } from "./agenda.ts";
 import { doneSubjectOf, type Note, noteOf, notesBetween, soonNotes, startOfDay, startOfMinute } from "./pending.ts";
-import { type Claimed, createReleaser } from "./releaser.ts";
+import { type Claimed, createReleaser, taken } from "./releaser.ts";
 import { type Between, createServerClock } from "./server-clock.ts";
 import { schedulesInfo, subjectsIn } from "./stored-schedule.ts";
 
@@ -17,9 +17,6 @@ const behindMs = 500;
 
 /** How long at most whoever finds others at the same backlog leaves it to them. */
 const longestYieldMs = 2_000;
-
-/** Of one that was claimed: it is under way already. */
-const fired = "fired";
 
 /** How long before a minute begins its notes are looked for. */
 const aheadMs = 5_000;
@@ -205,11 +202,10 @@ export async function releaseDue(
       const some = agenda.take();
       if (some.length > 0) {
         const claimed = await Promise.all(some.map(claimOrFire));
-        const won = claimed.filter((one) => one !== undefined);
-        for (const one of won) if (one !== fired) fire(one); // what is late, in its order
+        for (const one of claimed) if (typeof one === "object") fire(one); // what is late, in its order
         // of those who are at the same backlog one is quicker alone than all at once
         const isBehind = some.length === together && (some.at(-1)?.at ?? Infinity) < clock.now() - behindMs;
-        const isShared = isBehind && won.length < 0.6 * together;
+        const isShared = isBehind && claimed.filter((one) => one === taken).length > 0.4 * together;
         yieldMs = isShared ? Math.min(longestYieldMs, Math.max(100, 2 * yieldMs)) : 0;
         const ms = Math.min(yieldMs * (0.5 + Math.random() / 2), settleBy - now() - leadMs);
         if (isShared) await pause(ms, "waiting for others to go on with a backlog");
@@ -280,11 +276,11 @@ export async function releaseDue(
   }
 
   /** What is not due yet waits for its time at once, not for the last of those that are claimed with it. */
-  async function claimOrFire(note: Note): Promise<Claimed | typeof fired | undefined> {
+  async function claimOrFire(note: Note): Promise<Claimed | typeof taken | undefined> {
     const one = await releaser.claim(note);
-    if (!one || one.pending.at <= clock.now()) return one;
+    if (typeof one !== "object" || one.pending.at <= clock.now()) return one;
     fire(one);
-    return fired;
+    return undefined;
   }
 
   /** Releases it when it is due: many of them in one piece where they are due together. */

@@ -29,6 +29,9 @@ const searchers = 32;
 /** What the released message does not have. */
 const ofSchedule = new Set<string>(Object.values(pendingHeaders));
 
+/** Of one that another function has claimed. */
+export const taken = "taken";
+
 /** A schedule that is ours to release. */
 export interface Claimed {
   readonly note: Note;
@@ -58,8 +61,8 @@ export interface ReleaserOptions {
 
 /** Claims a schedule by its note, and releases what is claimed: any number of these may be at the same one. */
 export interface Releaser {
-  /** Undefined where it is not ours to release, or not now. */
-  claim(note: Note): Promise<Claimed | undefined>;
+  /** `taken` where another one has it just now; undefined where it is not to be released, or not now. */
+  claim(note: Note): Promise<Claimed | typeof taken | undefined>;
   /** To be called when it is due. */
   release(claimed: Claimed): Promise<void>;
 }
@@ -71,7 +74,7 @@ export function createReleaser(
 ): Releaser {
   return { claim, release };
 
-  async function claim(note: Note): Promise<Claimed | undefined> {
+  async function claim(note: Note): Promise<Claimed | typeof taken | undefined> {
     try {
       const which = { last_by_subj: note.schedule };
       const stored = await storedMessage(connection, schedulesStream, which, leftMs(), "reading a schedule");
@@ -98,11 +101,15 @@ export function createReleaser(
       // someone else has it, or has made it again
       if (!isOutrun(error)) onTrouble(error);
       agenda.putOff(note, clock.now() + patienceMs);
-      return undefined;
+      return isOutrun(error) ? taken : undefined;
     }
   }
 
-  async function claimStored(note: Note, stored: StoredMessage, pending: Pending): Promise<Claimed | undefined> {
+  async function claimStored(
+    note: Note,
+    stored: StoredMessage,
+    pending: Pending,
+  ): Promise<Claimed | typeof taken | undefined> {
     const claimedAt = Date.parse(stored.time);
     const [first = stored.sequence, after, since = claimedAt] = pending.releasing ?? [];
     const before = after === undefined ? undefined : { after, since };
@@ -110,7 +117,7 @@ export function createReleaser(
       const { at } = agenda.original(note);
       const isForLater = at > pending.at; // what is being released comes again then
       agenda.insert(note, isForLater ? Math.max(at, clock.now() + 2 * leadMs) : claimedAt + patienceMs);
-      return undefined;
+      return taken;
     }
     const { recurring, id } = pending;
     let occurrence: Occurrence | undefined = { planned: pending.planned, due: pending.at };
