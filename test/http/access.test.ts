@@ -647,7 +647,11 @@ describe("GET /health", () => {
       answer: {
         status: "ok",
         server: { version: expect.stringMatching(/^2\./) },
-        streams: [{ name: "ORDERS", messages: expect.any(Number), bytes: expect.any(Number) }, {}, {}],
+        streams: expect.arrayContaining(
+          ["ORDERS", "IMAGES", "DEAD", "SORTIE_ATTEMPTS", "SORTIE_SCHEDULES"].map((name) => {
+            return { name, messages: expect.any(Number), bytes: expect.any(Number) };
+          }),
+        ),
         consumers: [
           { stream: "ORDERS", name: "billing", lag: expect.any(Number), unsettled: expect.any(Number) },
           {},
@@ -661,7 +665,7 @@ describe("GET /health", () => {
       status: 503,
       answer: {
         status: "failing",
-        streams: [{ name: "ORDERS", error: expect.stringContaining("stream not found") }, {}, {}],
+        streams: expect.arrayContaining([{ name: "ORDERS", error: expect.stringContaining("stream not found") }]),
         consumers: [{ name: "billing", error: expect.stringContaining("not found") }, {}, {}],
       },
     });
@@ -669,5 +673,19 @@ describe("GET /health", () => {
     const away = await ask("GET", "/health", { headers, connect: () => bare.connect() });
     expect(away).toMatchObject({ status: 503, answer: { type: "urn:sortie:problem:connection-failed" } });
     expect(Number(away.headers.get("Retry-After"))).toBeGreaterThan(0);
+  });
+
+  it("misses a stream of Sortie's own that the app does not go without", async () => {
+    await using lame = await startSystem(app);
+    for (const name of ["SORTIE_ATTEMPTS", "SORTIE_SCHEDULES"]) await lame.jsm.streams.delete(name);
+    const { status, answer } = await ask("GET", "/health", {
+      headers: bearer(secrets.run),
+      connect: () => lame.connect(),
+    });
+    const failing = (answer.streams as { name: string; error?: string }[]).filter(({ error }) => error);
+    expect({ status, failing: failing.map(({ name }) => name) }).toEqual({
+      status: 503,
+      failing: ["SORTIE_ATTEMPTS", "SORTIE_SCHEDULES"],
+    });
   });
 });

@@ -246,6 +246,6 @@ describe.concurrent("sortie permissions", () => {
   it("has no login for who has nothing to do: to nats-server an empty list allows all", ({ expect }) => {
     const quiet = createApp({ streams: [defineStream("LOG", { captures: ["log.>"] })] });
     const users = planPermissions(collect("app", { quiet })).map(({ user }) => user);
-    expect(users).toEqual(["apply"]);
+    expect(users).toEqual(["http", "apply"]); // there is /health
   });
 });
