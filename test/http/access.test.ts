@@ -482,6 +482,19 @@ describe("a limit on callers", () => {
     expect(statuses).toEqual([401, 401, 401, 429, 401, 401]); // one has as many addresses as there are in its network
   });
 
+  it("has an address that cannot be told count as unknown, and says so once", async () => {
+    const told = vi.spyOn(console, "error").mockReturnValue();
+    const address = () => {
+      throw new TypeError("no header");
+    };
+    const http = surfaceOf(system, { rateLimit, address });
+    const get = async (token: string) => (await http.request("/openapi.json", { headers: bearer(token) })).status;
+    for (const status of [401, 401, 401, 429]) expect(await get("guess")).toBe(status);
+    expect(await get(secrets.run)).toBe(200);
+    expect(told.mock.calls).toEqual([[expect.stringMatching(/"event":"address-unknown".*TypeError: no header/)]]);
+    told.mockRestore();
+  });
+
   it("counts whatever fails to get in, and reads no webhook's body of whom it has wait, known or not", async () => {
     const quiet = vi.spyOn(console, "error").mockReturnValue();
     const body = "{}";
@@ -593,6 +606,14 @@ describe("pages of other origins", () => {
     "are no %j",
     (one) => {
       expect(() => surfaceOf(system, { cors: { origins: [one] } })).toThrow(/expected origins such as/);
+    },
+  );
+
+  it.each([true, {}, { origins: "https://app.example.com" }, "https://app.example.com"])(
+    "are no list in %j",
+    (cors) => {
+      const wanted = `cors: expected { origins: ["https://app.example.com"] }, got ${JSON.stringify(cors)}`;
+      expect(() => surfaceOf(system, { cors } as unknown as Partial<HttpOptions>)).toThrow(wanted);
     },
   );
 });
