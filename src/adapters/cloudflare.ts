@@ -6,7 +6,7 @@ import { type InvocationOptions, invoke, type Linger, lingerMs } from "../consum
 import type { Place } from "../consume/places.ts";
 import type { InvocationReport } from "../consume/report.ts";
 import { covers } from "../define/subject.ts";
-import { type Duration, toMs } from "../duration.ts";
+import type { Duration } from "../duration.ts";
 import { SortieError, shown, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { type Connection, disconnect } from "../nats/connection.ts";
@@ -16,6 +16,7 @@ import { createKicks } from "./kick.ts";
 import { boundedBy, type PlanName, plans } from "./plans.ts";
 import {
   assertConcurrency,
+  budgetOf,
   connectWith,
   logJson,
   placeIn,
@@ -115,7 +116,7 @@ export function serve<Env extends Settings = Settings>(
   }: ServeOptions<Env> = {},
 ): WorkerHandlers<Env> {
   const { budget = linger === "until-budget" ? untilNextTickMs : "50s" } = options;
-  const budgetMs = toMs(budget, "budget");
+  const budgetMs = budgetOf(budget);
   assertPossible(plan, budgetMs);
   const releaseMs = options.budget === undefined ? untilNextTickMs : budgetMs;
   lingerMs(linger); // a malformed one is to be known at the deploy

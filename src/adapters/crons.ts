@@ -18,6 +18,18 @@ export interface Due {
   readonly releases: boolean;
 }
 
+/** The highest number in each field. */
+const highest = [59, 23, 31, 12, 7];
+const parts = /^(\d+|\*|\?|L|W|JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC|SUN|MON|TUE|WED|THU|FRI|SAT|[-,/#])+$/i;
+
+/** Whether it may be one: Cloudflare takes what croner does not, such as `5/15` and `L-3`. */
+function isCron(expression: string): boolean {
+  const fields = expression.split(" ");
+  const isField = (field: string, at: number) =>
+    parts.test(field) && (field.match(/\d+/g) ?? []).every((number) => Number(number) <= (highest[at] ?? 0));
+  return fields.length === highest.length && fields.every(isField);
+}
+
 const spelt = (cron: string) => cron.trim().split(/\s+/).join(" ");
 
 /**
@@ -32,9 +44,14 @@ export function jobsByCron(
   const schedules = streams.some((stream) => stream.schedules);
   if (!crons) return () => ({ bindings, releases: schedules });
   const jobs = new Map<string, Due>();
+  if (Object.keys(crons).length === 0)
+    throw new SortieError(
+      "invalid-option",
+      "crons: expected one at least; leave it out for each trigger to start everything",
+    );
   for (const [cron, job] of Object.entries(crons)) {
     const five = spelt(cron);
-    if (five.split(" ").length !== 5) refuse(cron, "an expression of five fields, as wrangler.toml has it");
+    if (!isCron(five)) refuse(cron, "an expression of five fields, as wrangler.toml has it");
     if (jobs.has(five)) refuse(cron, "each expression once, whatever its spaces");
     jobs.set(five, dueOf(cron, job));
   }
@@ -56,9 +73,16 @@ export function jobsByCron(
     const asked: unknown = typeof job === "object" && job !== null ? job.consumers : undefined;
     if (!Array.isArray(asked) || (asked.length === 0 && !job.release))
       refuse(cron, '"release", or { consumers: […] } with one at least');
-    const due = job.consumers.map((wanted) => {
+    const due = job.consumers.map((wanted: Partial<ConsumerDefinition> | undefined, at) => {
       const binding = bindings.find(({ consumer }) => (consumer as unknown) === wanted);
       if (binding) return binding;
+      if (wanted?.kind !== "consumer") {
+        const why = wanted === undefined ? "; a module that imports itself in a circle has none yet" : "";
+        throw new SortieError(
+          "invalid-option",
+          `crons["${cron}"].consumers[${at}]: expected a consumer as defineConsumer made it, got ${JSON.stringify(wanted)}${why}`,
+        );
+      }
       throw new SortieError(
         "invalid-option",
         `crons["${cron}"]: consumer "${wanted.name}" has no handler in this app; give it one with createApp(…).on(…), or take it out`,

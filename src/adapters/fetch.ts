@@ -1,9 +1,18 @@
 import type { Context } from "hono";
 import type { App } from "../app.ts";
 import { invoke, type Linger, lingerMs } from "../consume/invocation.ts";
-import { type Duration, toMs } from "../duration.ts";
+import type { Duration } from "../duration.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
-import { assertConcurrency, connectWith, logJson, releaseOver, reported, type Settings, tokensIn } from "./settings.ts";
+import {
+  assertConcurrency,
+  budgetOf,
+  connectWith,
+  logJson,
+  releaseOver,
+  reported,
+  type Settings,
+  tokensIn,
+} from "./settings.ts";
 
 export interface ServeOptions extends SurfaceOptions {
   /**
@@ -52,7 +61,7 @@ export function serve(app: App, options: ServeOptions = {}): FetchHandlers {
     cors,
   } = options;
   const { streams, fanOut } = app;
-  const budgetMs = toMs(budget, "budget");
+  const budgetMs = budgetOf(budget);
   const stayMs = lingerMs(linger); // a malformed one is to be known at the deploy
   assertConcurrency(concurrency);
   const connect = (c: Context, ms: number) => connectWith(settingsIn(c.env), ms);

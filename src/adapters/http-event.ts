@@ -1,6 +1,9 @@
 import type { LambdaEvent } from "hono/aws-lambda";
 import { SortieError } from "../errors.ts";
 
+/** What the HTTP surface has something at: a stage may have the name of it. */
+const route = /^\/((publish|run|schedules)\/.|(schedules|release|health|openapi\.json)$)/;
+
 /**
  * An HTTP request as a function URL, API Gateway or a load balancer hands it over, with the path that its caller meant.
  * @throws SortieError `not-configured` for any other event: it would be answered with a 404 that nobody reads.
@@ -9,9 +12,10 @@ export function httpEvent<Event extends LambdaEvent>(event: Event): Event {
   const { requestContext } = (isObject(event) ? event : {}) as { requestContext?: unknown };
   const context = isObject(requestContext) ? requestContext : {};
   if ("http" in context && "rawPath" in event) {
-    // a stage with a name stands before the path of an HTTP API, and not of a REST API
+    // a stage with a name stands before the path of an HTTP API, and not of a REST API, nor behind a domain of one's own
     const prefix = `/${"stage" in context ? context.stage : "$default"}/`;
-    const path = event.rawPath.startsWith(prefix) ? event.rawPath.slice(prefix.length - 1) : event.rawPath;
+    const rest = event.rawPath.startsWith(prefix) ? event.rawPath.slice(prefix.length - 1) : "";
+    const path = route.test(rest) ? rest : event.rawPath;
     return bodyless({ ...event, rawPath: literal(path) }, (context.http as { method?: string }).method);
   }
   const isRequest = "serviceArn" in context || (isObject(event) && "httpMethod" in event);

@@ -41,7 +41,7 @@ export type HubClass = new (
 export function createHub({ outstanding = 5_000, bytes = 32 * 1024 * 1024, idle = "30s" }: HubOptions = {}): HubClass {
   const idleMs = toMs(idle, "idle");
   for (const [name, value] of Object.entries({ outstanding, bytes }))
-    if (!(value >= 1)) throw new SortieError("invalid-option", `${name}: expected a number from 1 on, got ${value}`);
+    if (!(typeof value === "number" && value >= 1)) refuse(name, "a number from 1 on", value);
   return class Hub extends DurableObject<Settings> implements Lender {
     readonly #lender = lend({
       connect: async (ms) => connectWith(this.env, ms, { open: openUpgraded, name: "sortie-hub" }),
@@ -119,7 +119,7 @@ export function viaHub<Env>(
   { connections = 1 }: ViaHubOptions = {},
 ): ViaHub<Env> {
   if (!(Number.isInteger(connections) && connections >= 1))
-    throw new SortieError("invalid-option", `connections: expected a whole number from 1 on, got ${connections}`);
+    refuse("connections", "a whole number from 1 on", connections);
   const known = new Map<string, About>(); // asking before each request would be a round trip of its own
 
   return async (env, ms) => {
@@ -148,4 +148,9 @@ async function askAbout(hub: RemoteLender, ms: number): Promise<About> {
   });
   if ("error" in told) throw errorFromWire(told.error);
   return told;
+}
+
+function refuse(option: string, expected: string, got: unknown): never {
+  const shown = typeof got === "number" ? `${got}` : JSON.stringify(got);
+  throw new SortieError("invalid-option", `${option}: expected ${expected}, got ${shown}`);
 }

@@ -6,13 +6,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { createAdaptorServer, type HttpBindings } from "@hono/node-server";
 import type { App } from "../app.ts";
 import { invoke } from "../consume/invocation.ts";
-import { type Duration, toMs } from "../duration.ts";
+import type { Duration } from "../duration.ts";
 import { SortieError, shown, textOf } from "../errors.ts";
 import { createHttp, type SurfaceOptions } from "../http/http.ts";
 import { retryMs } from "../nats/within.ts";
 import type { ReleaseReport } from "../schedule/release.ts";
 import { keepConnection } from "./kept-connection.ts";
-import { assertConcurrency, connectWith, logJson, releaseOver, reported, tokensIn } from "./settings.ts";
+import { assertConcurrency, budgetOf, connectWith, logJson, releaseOver, reported, tokensIn } from "./settings.ts";
 
 export interface ServeOptions extends SurfaceOptions {
   /** Where the HTTP surface listens. @default `PORT` in the environment, else 3000 */
@@ -51,7 +51,6 @@ const requestMs = 25_000;
 const pulledEachMs = 1_000;
 /** Where the server releases by itself, and a function only what comes again. */
 const lookedEachMs = 5_000;
-const leastBudgetMs = 1_000;
 
 const signals = ["SIGTERM", "SIGINT"] as const;
 const pausesMs = [250, 15_000] as const;
@@ -68,10 +67,8 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
   const { port = portIn(process.env.PORT), hostname, concurrency = Infinity, budget = "1m", address } = options;
   const { rateLimit, cors } = options;
   const { streams, bindings } = app;
-  const budgetMs = toMs(budget, "budget");
+  const budgetMs = budgetOf(budget);
   assertConcurrency(concurrency);
-  if (budgetMs < leastBudgetMs)
-    throw new SortieError("invalid-option", `budget: expected a second or more, got ${budgetMs} ms`);
   const leaving = new AbortController();
   const kept = keepConnection((ms) => connectWith(process.env, ms), Number.POSITIVE_INFINITY);
   const common = { streams, concurrency, connect: kept.connect, leave: leaving.signal, host: machine(), log: logJson };
@@ -84,7 +81,7 @@ export async function serve(app: App, options: ServeOptions = {}): Promise<Serve
     rateLimit,
     ...(cors && { cors }),
   });
-  const server = createAdaptorServer({ fetch: http.fetch }) as Server;
+  const server = createAdaptorServer({ fetch: http.fetch, hostname: "localhost" }) as Server;
   server.listen(port, hostname);
   await once(server, "listening");
 

@@ -3,6 +3,7 @@ import type { Place } from "../consume/places.ts";
 import type { ConsumerReport, InvocationReport } from "../consume/report.ts";
 import { assertCounts } from "../define/count.ts";
 import type { StreamDefinition } from "../define/stream.ts";
+import { type Duration, toMs } from "../duration.ts";
 import { SortieError, textOf } from "../errors.ts";
 import type { Tokens } from "../http/access.ts";
 import { assertLoggedIn, type Connection, connect, disconnect } from "../nats/connection.ts";
@@ -92,6 +93,13 @@ export async function releaseOver(
   const failed = streams.flatMap(({ stream, error }) => (error ? [`Schedules of stream "${stream}": ${error}`] : []));
   if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;
+}
+
+/** Milliseconds of an invocation's budget. Throws `invalid-option` for one in which nothing could be done. */
+export function budgetOf(budget: Duration): number {
+  const ms = toMs(budget, "budget");
+  if (ms >= 1_000) return ms;
+  throw new SortieError("invalid-option", `budget: expected a second or more, got ${ms} ms`);
 }
 
 /** Throws `invalid-definition` for a number of handlers that no invocation could run; Infinity is as many as there are. */

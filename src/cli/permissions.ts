@@ -30,7 +30,9 @@ export function show(logins: readonly Login[], { json = false, nsc = false }: Pe
 
 /** As nats-server has it, so that it can be pasted there; `nats-server` reads variables from its environment. */
 function asConfiguration(logins: readonly Login[]): string {
-  return ["authorization {", "  users: [", ...logins.flatMap(userLines), "  ]", "}"].join("\n");
+  const variables = logins.map(({ user }) => `#   export ${passwordOf(user)}='"…"'`);
+  const hint = "# The value of a variable is read as configuration: a password has quotation marks of its own.";
+  return [hint, ...variables, "authorization {", "  users: [", ...logins.flatMap(userLines), "  ]", "}"].join("\n");
 }
 
 function userLines({ user, publish, subscribe }: Login): string[] {

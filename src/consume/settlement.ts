@@ -23,6 +23,9 @@ export class RetryAfterError extends Error {
   }
 }
 
+/** When a message is retried whose policy cannot be read. */
+const unreadableMs = 30_000;
+
 /** How a delivery leaves its invocation. */
 export type Settlement =
   | { readonly kind: "ack"; readonly discarded?: true; readonly duplicate?: true }
@@ -58,12 +61,21 @@ export interface Failure extends Thrown {
 /**
  * What becomes of a message whose handler failed. An error's own word comes first, then the policy's rules, then its
  * backoff, or the `Retry-After` of an HTTP error where that is later. An error that throws when it is looked at says nothing.
+ * Never throws: nobody could settle the message.
  */
 export function decideFailure(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
   try {
     return decide(failure, retry);
   } catch {
+    return decideBlindly(failure, retry);
+  }
+}
+
+function decideBlindly(failure: Failure, retry: RetryPolicy): Settlement | InPlace {
+  try {
     return decide({ ...failure, error: undefined }, retry);
+  } catch {
+    return { kind: "retry", delayMs: unreadableMs }; // of a policy that `defineConsumer` has not seen
   }
 }
 

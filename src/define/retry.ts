@@ -119,9 +119,19 @@ function isErrorClass(on: RetryRule["on"]): on is new (...args: never[]) => Erro
   return on === Error || on.prototype instanceof Error;
 }
 
+function isBackoff(backoff: Backoff | undefined): boolean {
+  return typeof backoff === "object" && backoff !== null && Number.isFinite(backoffMs(backoff, 1, 1));
+}
+
 /** Throws `invalid-definition`, or `invalid-option` for a malformed duration. */
-export function assertRetryPolicy({ attempts, rules = [] }: RetryPolicy, what: string): void {
+export function assertRetryPolicy({ attempts, backoff, rules = [] }: RetryPolicy, what: string): void {
   assertCounts({ "retry.attempts": attempts }, what);
+  if (!isBackoff(backoff)) {
+    throw new SortieError(
+      "invalid-definition",
+      `${what}: expected retry.backoff to be fixed("10s"), exponential(…) or list(…), got ${JSON.stringify(backoff)}; without \`retry\` it is exponential("1s", { max: "5m" })`,
+    );
+  }
   for (const [index, { on, do: decision }] of rules.entries()) {
     const name = `retry.rules[${index}]`;
     const known =

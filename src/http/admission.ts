@@ -1,4 +1,5 @@
 import type { Context } from "hono";
+import { textOf } from "../errors.ts";
 import { accessIn, type Caller, callerOf, type Grant, opens, type Scope, settingOf, type Tokens } from "./access.ts";
 import { RequestError } from "./problem.ts";
 import { createRateLimit, type RateLimitOptions } from "./rate-limit.ts";
@@ -43,6 +44,7 @@ const mostRefused = 10_000;
 export function createAdmission({ tokens, address, rateLimit, limit }: AdmissionOptions): Admission {
   const takeTurn = rateLimit && createRateLimit(rateLimit);
   const refusedUntil = new Map<string, number>();
+  let isTold = false;
 
   async function count(c: Context, caller: string): Promise<number> {
     // a platform that does not answer is no reason to let nobody in
@@ -68,9 +70,20 @@ export function createAdmission({ tokens, address, rateLimit, limit }: Admission
     if (waitMs > 0) throw tooMany(waitMs);
   }
 
+  /** One that cannot be told is unknown: it is no reason to answer otherwise. */
+  function addressOf(c: Context): string | undefined {
+    try {
+      return address?.(c);
+    } catch (error) {
+      if (!isTold) console.error(JSON.stringify({ event: "address-unknown", error: textOf(error) }));
+      isTold = true;
+      return undefined;
+    }
+  }
+
   /** Whose failures are counted together: an address, or of IPv6, of which a caller has many, the network. */
   function networkOf(c: Context): string {
-    const from = address?.(c) ?? "unknown";
+    const from = addressOf(c) ?? "unknown";
     const url = `http://[${from.replace(/%.*$/, "")}]`; // without the zone of a local address
     if (!URL.canParse(url)) return from;
     const whole = new URL(url).hostname.slice(1, -1);

@@ -1,5 +1,6 @@
 import { SortieError } from "../errors.ts";
 import { within } from "../nats/within.ts";
+import { storyBytes } from "../publish/publish.ts";
 import { decode, deepest } from "../schema.ts";
 import { RequestError } from "./problem.ts";
 
@@ -60,5 +61,8 @@ function parsed(body: Uint8Array): unknown {
 }
 
 function tooLarge(): RequestError {
-  return new RequestError("payload-too-large", `Expected a payload of ${mostBytes} bytes at most`);
+  return new RequestError(
+    "payload-too-large",
+    `Expected a body of ${mostBytes} bytes at most; nats-server's own max_payload leaves a message ${mostBytes - storyBytes}, headers included`,
+  );
 }

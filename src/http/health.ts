@@ -1,10 +1,11 @@
 import type { App } from "../app.ts";
+import { ownStreams } from "../define/own.ts";
 import { textOf } from "../errors.ts";
 import { assertLoggedIn, type Connection } from "../nats/connection.ts";
 import { consumerInfo } from "../nats/consumer-info.ts";
 import { streamInfo } from "../nats/stream-info.ts";
 
-/** How a stream of the app is; only `error` where it could not be seen. */
+/** How a stream of the app is, or one of Sortie's own; only `error` where it could not be seen. */
 interface StreamHealth {
   readonly name: string;
   readonly messages?: number;
@@ -33,16 +34,21 @@ export interface Health {
   readonly consumers: readonly ConsumerHealth[];
 }
 
-/** Looks at all of an app's streams and consumers at the same time. Throws only where the log-in was refused. */
+/**
+ * Looks at all of an app's streams and consumers at the same time, and at what it needs of Sortie's own streams. Throws only
+ * where the log-in was refused.
+ */
 export async function healthOf(
   connection: Connection,
-  { streams, bindings }: Pick<App, "streams" | "bindings">,
+  { streams, bindings, fanOut }: Pick<App, "streams" | "bindings" | "fanOut">,
   ms: number,
 ): Promise<Health> {
+  const consumers = bindings.map(({ consumer }) => consumer);
+  const own = ownStreams(consumers, { fanOut, scheduled: streams.filter(({ schedules }) => schedules) });
   const [streamsNow, consumersNow] = await Promise.all([
-    Promise.all(streams.map(({ name }) => told({ name }, streamNow(connection, name, ms)))),
+    Promise.all([...streams, ...own].map(({ name }) => told({ name }, streamNow(connection, name, ms)))),
     Promise.all(
-      bindings.map(({ consumer: { stream, name } }) =>
+      consumers.map(({ stream, name }) =>
         told({ stream: stream.name, name }, consumerNow(connection, { stream: stream.name, consumer: name }, ms)),
       ),
     ),

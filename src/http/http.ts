@@ -78,13 +78,17 @@ export function createHttp(app: App, options: HttpOptions): Hono {
     c.res.headers.set("Cache-Control", "no-store");
     c.res.headers.set("X-Content-Type-Options", "nosniff");
   });
-  if (options.cors) http.use(corsFor(options.cors.origins));
+  if (options.cors) http.use(corsFor(options.cors));
 
   const onMethodNotAllowed = (c: Context, methods: string[]) => {
     c.header("Allow", methods.join(", "));
     return problem(c, "method-not-allowed", `Expected ${methods.join(" or ")}, got ${c.req.method}`);
   };
   http.use(methodNotAllowed({ app: http, onMethodNotAllowed }));
+  http.use((c, next) => {
+    assertPath(c);
+    return next();
+  });
 
   const requestMsOf = (c: Context) => Math.min(maxRequestMs, options.remaining?.(c) ?? Infinity);
 
@@ -309,10 +313,19 @@ function assertQuery<Name extends string>(c: Context, ...names: readonly Name[])
   return query as { [K in Name]?: string };
 }
 
+/** Throws for escapes that stand for no text: they would be taken for it literally. */
+function assertPath(c: Context): void {
+  try {
+    decodeURIComponent(new URL(c.req.url).pathname);
+  } catch {
+    throw malformed("Expected a path in UTF-8 with its escapes whole, as in /publish/notes.caf%C3%A9");
+  }
+}
+
 /** Throws what is answered with 415 for anything else. */
 function assertJson(c: Context): void {
   const type = c.req.header("Content-Type") ?? "none";
-  if (/^application\/(.+\+)?json(;|$)/i.test(type)) return;
+  if (/^application\/(.+\+)?json\s*(;|$)/i.test(type)) return;
   throw new RequestError("unsupported-media-type", `Expected Content-Type application/json, got ${type}`);
 }
 
@@ -358,7 +371,14 @@ function reused(c: Context, { stream, sequence }: Published) {
 }
 
 /** Throws `invalid-option` for what is no origin: a browser would never send it. */
-function corsFor(origins: readonly string[]) {
+function corsFor(option: NonNullable<SurfaceOptions["cors"]>) {
+  const { origins } = option;
+  if (!Array.isArray(origins)) {
+    throw new SortieError(
+      "invalid-option",
+      `cors: expected { origins: ["https://app.example.com"] }, got ${JSON.stringify(option)}`,
+    );
+  }
   for (const origin of origins) {
     if (origin === "*" || (URL.canParse(origin) && new URL(origin).origin === origin)) continue;
     throw new SortieError(

@@ -4,6 +4,7 @@ import { overlaps } from "../define/subject.ts";
 import type { Schema } from "../schema.ts";
 import { type Grant, opens, type Scope } from "./access.ts";
 import { type ProblemCode, problemCodes, statusOf, typeOf } from "./problem.ts";
+import { isPublic } from "./subjects.ts";
 
 type Json = Record<string, unknown>;
 
@@ -49,13 +50,13 @@ function operation(
 }
 
 /** The OpenAPI 3.1 document of an app's HTTP surface: of all of it, or of what these grants open. */
-export function openApiOf(
-  { name = "sortie", streams, bindings }: Pick<App, "name" | "streams" | "bindings">,
-  grants?: readonly Grant[],
-): Json {
+export function openApiOf(app: Pick<App, "name" | "streams" | "bindings">, grants?: readonly Grant[]): Json {
+  const { name = "sortie", streams, bindings } = app;
   const isOpen = (scope: Scope, subject?: string) => !grants || opens(grants, scope, subject, overlaps);
   const subjects = streams.flatMap(({ schemas, schedules }) =>
-    Object.entries(schemas).map(([subject, schema]) => ({ subject, schema, isTimed: schedules !== false })),
+    Object.entries(schemas)
+      .filter(([subject]) => isPublic(app, subject))
+      .map(([subject, schema]) => ({ subject, schema, isTimed: schedules !== false })),
   );
   const key = parameter("header", "Idempotency-Key", "The message's id: it is stored once", {
     type: "string",

@@ -23,7 +23,8 @@ export interface Login {
 }
 
 /** @throws SortieError `not-configured` for credentials that cannot be any, and for several at once. */
-export function loginWith({ creds, nkey, token }: Credentials, user?: string): Login {
+export function loginWith({ creds, nkey, token: text }: Credentials, user?: string): Login {
+  const token = text?.trim(); // a file's last line ends, and no header of a secret store keeps spaces
   const given = [creds && "NATS_CREDS", nkey && "NATS_NKEY", token && "NATS_TOKEN"].filter(Boolean);
   if (given.length > 1)
     throw new SortieError("not-configured", `${given.join(" and ")} are set: expected one of them, as a login is one`);

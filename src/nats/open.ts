@@ -17,6 +17,7 @@ interface Dispatcher {
 
 /** What it tells of one request. Both are missing in a runtime, or a release, that does it otherwise. */
 interface Handler {
+  onConnect?(...args: unknown[]): unknown;
   onUpgrade?(status: number, headers: unknown, socket: { destroy(): void }): unknown;
   onHeaders?(status: number, ...more: unknown[]): unknown;
   onError?(error: unknown): unknown;
@@ -31,7 +32,15 @@ export const openSocket: OpenSocket = (url, gone, broke) => {
   let letGo = () => {};
   const dispatcher: Dispatcher = {
     dispatch(options, handler) {
-      const { onUpgrade, onHeaders, onError } = handler;
+      const { onConnect, onUpgrade, onHeaders, onError } = handler;
+      if (onConnect) {
+        handler.onConnect = function (...args) {
+          onSending((socket) => {
+            letGo = () => socket.destroy(new Error("let go"));
+          });
+          return onConnect.apply(this, args);
+        };
+      }
       if (onUpgrade) {
         handler.onUpgrade = function (status, headers, socket) {
           letGo = () => socket.destroy();
@@ -58,11 +67,24 @@ export const openSocket: OpenSocket = (url, gone, broke) => {
     ? new WebSocket(url, { dispatcher } as unknown as string[]) // an option of Node's that no standard has
     : new WebSocket(url);
   gone.addEventListener("abort", () => {
+    if (socket.readyState === 0) letGo(); // before the request is aborted: undici would dial again for it
     socket.close();
     letGo();
   });
   return socket;
 };
+
+/** Calls with what the request goes out over that is sent right after: Node tells that of none before it is answered. */
+function onSending(take: (socket: { destroy(why: Error): void }) => void): void {
+  const { process } = globalThis as { process?: Partial<NodeJS.Process> };
+  const sending = process?.getBuiltinModule?.("node:diagnostics_channel").channel("undici:client:sendHeaders");
+  const told = (message: unknown) => {
+    sending?.unsubscribe(told); // the next one may be somebody else's
+    take((message as { socket: Parameters<typeof take>[0] }).socket);
+  };
+  sending?.subscribe(told);
+  queueMicrotask(() => sending?.unsubscribe(told));
+}
 
 function below(): Dispatcher | undefined {
   return (globalThis as { [key: symbol]: Dispatcher | undefined })[Symbol.for("undici.globalDispatcher.1")];

@@ -56,6 +56,7 @@ const api = {
   read: (stream: string) => `$JS.API.STREAM.MSG.GET.${stream}`,
   remove: (stream: string) => `$JS.API.STREAM.MSG.DELETE.${stream}`,
   look: (stream: string) => `$JS.API.STREAM.INFO.${stream}`,
+  consumer: (stream: string, name: string) => `$JS.API.CONSUMER.INFO.${stream}.${name}`,
 };
 
 /**
@@ -70,6 +71,7 @@ export function planPermissions(
   const serverReleases = isAtLeast(version, "2.12");
   const serverPauses = isAtLeast(version, "2.11");
   const taking = streams.filter(({ schedules }) => schedules);
+  const all = [...streams, ...ownStreams(consumers, { fanOut, scheduled: taking })];
   const isNative = ({ schedules }: StreamDefinition) => schedules === "server" && serverReleases;
   const [owner, another] = owned.map((one) => one.owner);
   const app = owner !== undefined && another === undefined ? `${owner.replace(/[^\w-]+/g, "-")}-` : "";
@@ -94,6 +96,11 @@ export function planPermissions(
     const written = streams.filter(hasSchemas).map(({ name }) => name);
     return [
       ...publishing(),
+      ...needed(
+        "how streams and consumers are, for /health",
+        ...all.map(({ name }) => api.look(name)),
+        ...consumers.map(({ stream, name }) => api.consumer(stream.name, name)),
+      ),
       ...needed("whether an Idempotency-Key was used for something else", ...written.map(api.read)),
       ...scheduling(),
       ...needed(
@@ -140,7 +147,7 @@ export function planPermissions(
         needed(
           `pulling and settling ${whole}`,
           `$JS.API.CONSUMER.MSG.NEXT.${source.stream}.${source.name}`,
-          `$JS.API.CONSUMER.INFO.${source.stream}.${source.name}`,
+          api.consumer(source.stream, source.name),
           `$JS.ACK.${source.stream}.${source.name}.>`,
         ),
       ),
@@ -222,11 +229,10 @@ export function planPermissions(
   }
 
   function apply(): Permission[] {
-    const own = ownStreams(consumers, { fanOut, scheduled: taking });
     const isCaptured = (subject: string) => streams.some((one) => one.subjects.some((each) => covers(each, subject)));
     const elsewhere = consumers.some(({ deadLetter }) => !isCaptured(deadLetter));
     return [
-      ...[...streams, ...own].flatMap(({ name }) =>
+      ...all.flatMap(({ name }) =>
         needed(`stream ${name}`, ...["INFO", "CREATE", "UPDATE"].map((what) => `$JS.API.STREAM.${what}.${name}`)),
       ),
       ...consumers.flatMap((consumer) => [
@@ -279,7 +285,7 @@ export function planPermissions(
         : `CREATE.${stream}.${name}${filter === ">" ? "" : `.${filter}`}`;
     return needed(
       `consumer ${stream}/${name}`,
-      `$JS.API.CONSUMER.INFO.${stream}.${name}`,
+      api.consumer(stream, name),
       ...(managed ? [`$JS.API.CONSUMER.${create}`] : []),
     );
   }

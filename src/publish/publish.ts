@@ -59,7 +59,7 @@ export function assertFits(connection: Connection, outgoing: Outgoing): void {
 }
 
 /** What an app's message leaves free, so that its dead letter, which has its story beside it, fits as well. */
-const storyBytes = 4_096;
+export const storyBytes = 4_096;
 
 /** Whether another message was stored on its subject than the one it was to come after (`Nats-Expected-Last-Subject-Sequence`). */
 export function isOutrun(error: unknown): boolean {

@@ -135,6 +135,7 @@ describe("sortie/fetch under Node", () => {
 
   it("refuses malformed options where it is made", () => {
     expect(() => serve(app, { budget: "soon" as "1s" })).toThrow(/budget: expected/);
+    expect(() => serve(app, { budget: 0 })).toThrow(/budget: expected a second or more, got 0 ms/);
     expect(() => serve(app, { linger: "long" as "1s" })).toThrow(/linger/);
   });
 });

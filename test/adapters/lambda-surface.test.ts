@@ -1,5 +1,6 @@
 import { expect, it, vi } from "vitest";
 import { serve } from "../../src/adapters/aws-lambda.ts";
+import { httpEvent } from "../../src/adapters/http-event.ts";
 import { app, secrets, tokens } from "../http/surface.ts";
 import { startSystem } from "../support/system.ts";
 
@@ -36,4 +37,17 @@ it("a Lambda's function URL has a clock by URL, and knows callers by where they 
   expect(await ask("/release", "guess", "192.0.2.2")).toMatchObject({ status: 401 }); // whatever it forwards for
   vi.unstubAllEnvs();
   vi.restoreAllMocks();
+});
+
+it.each([
+  ["/prod/publish/orders.placed", "prod", "/publish/orders.placed"],
+  ["/prod/health", "prod", "/health"],
+  ["/publish/publish/orders.placed", "publish", "/publish/orders.placed"],
+  ["/publish/orders.placed", "publish", "/publish/orders.placed"], // behind a domain of one's own
+  ["/schedules/1/fire", "schedules", "/schedules/1/fire"],
+  ["/health", "health", "/health"],
+  ["/publish/orders.placed", "$default", "/publish/orders.placed"],
+])("the path %s of an HTTP API's stage %s is %s", (rawPath, stage, path) => {
+  const event = { version: "2.0", rawPath, requestContext: { stage, http: { method: "GET", path: rawPath } } };
+  expect(httpEvent(event as unknown as Parameters<typeof httpEvent>[0])).toMatchObject({ rawPath: path });
 });

@@ -90,6 +90,15 @@ describe("a process that stays up", () => {
     await closed;
   });
 
+  it("answers a health check of HTTP/1.0, which names no host", async () => {
+    await using served = await serve(createApp({ streams: [] }), { port: 0 });
+    const probe = connectTcp(Number(new URL(served.url).port), "localhost");
+    probe.end("GET /health HTTP/1.0\r\n\r\n");
+    let answer = "";
+    for await (const chunk of probe) answer += chunk;
+    expect(answer).toMatch(/^HTTP\/1\.1 200 [\s\S]*\{"status":"ok"\}/);
+  });
+
   it.each<[object, RegExp]>([
     [{ concurrency: 0 }, /concurrency/],
     [{ budget: "0s" }, /budget: expected a second or more/],

@@ -5,7 +5,7 @@ import { connectMs, learnt, planBudget, type RoundTrips } from "../../src/consum
 import { planPull } from "../../src/consume/pull-size.ts";
 import { decideFailure, decideTogether } from "../../src/consume/settlement.ts";
 import { textOf } from "../../src/errors.ts";
-import { exponential, NonRetriableError, RetryAfterError } from "../../src/index.ts";
+import { exponential, NonRetriableError, RetryAfterError, type RetryPolicy } from "../../src/index.ts";
 
 const retry = { attempts: 3, backoff: exponential("1s", { max: "5m" }) };
 
@@ -33,6 +33,13 @@ describe("what becomes of a failure", () => {
   ])("%s", (_, error, attempt, settlement) => {
     expect(decideFailure({ error, attempt, inPlace: 0, leftMs: 1_000, now: 0, chance: 0 }, retry)).toEqual(settlement);
   });
+});
+
+it("a policy that cannot be read costs an attempt, and not the process", () => {
+  const failure = { error: new Error("x"), inPlace: 0, leftMs: 1_000, now: 0, chance: 0 };
+  const bare = { attempts: 2 } as RetryPolicy;
+  expect(decideFailure({ ...failure, attempt: 1 }, bare)).toEqual({ kind: "retry", delayMs: 30_000 });
+  expect(decideFailure({ ...failure, attempt: 2 }, bare)).toMatchObject({ kind: "dead-letter" });
 });
 
 describe("a rule of a policy", () => {

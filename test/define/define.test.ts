@@ -134,6 +134,16 @@ describe("defineConsumer", () => {
       { deadLetter, retry: { attempts: 0, backoff: fixed("1s") } },
       /expected retry.attempts to be a whole number from 1, got 0/,
     ],
+    [
+      "attempts without a backoff",
+      { deadLetter, retry: { attempts: 2 } as never },
+      /expected retry.backoff to be fixed\("10s"\), exponential\(…\) or list\(…\), got undefined; without `retry` it is/,
+    ],
+    [
+      "a backoff that is a time",
+      { deadLetter, retry: { attempts: 2, backoff: "10s" as never } },
+      /expected retry.backoff to be fixed.*got "10s"/,
+    ],
     ["an ack-wait of nothing", { deadLetter, ackWait: "10ms" as const }, /expected ackWait of a second or more/],
   ])("refuses %s", (_, options, message) => {
     expect(() => defineConsumer(orders, "c", options)).toThrow(message);

@@ -79,6 +79,21 @@ describe("serve", () => {
     expect(() => serve(bare, { crons: { "0 * * * * *": release } })).toThrow(/five fields/);
     expect(() => serve(bare, { crons: { "* * * * *": { consumers: [] } } })).toThrow(/one at least/);
     expect(() => serve(bare, { crons: { "* * * * *": "realease" as typeof release } })).toThrow(/"release", or/);
+    for (const cron of ["99 99 99 99 99", "a b c d e", "* * * * MOONDAY", "* 24 * * *"])
+      expect(() => serve(bare, { crons: { [cron]: release } }), cron).toThrow(/five fields/);
+    // all that Cloudflare takes, who knows more than croner does
+    for (const cron of ["5/15 22-4 L-3 * *", "59 23 LW JAN-mar *", "0 18 ? * 6L", "0 0 15W 1,6 *", "0 0 * * MON#2,7"])
+      expect(() => serve(bare, { crons: { [cron]: release } }), cron).not.toThrow();
+    expect(() => serve(bare, { crons: {} })).toThrow(/crons: expected one at least/);
+    const consumers = (...all: unknown[]) => ({ "* * * * *": { consumers: all as (typeof consumer)[] } });
+    const inThere = 'crons["* * * * *"].consumers[0]: expected a consumer';
+    expect(() => serve(bare, { crons: consumers(undefined) })).toThrow(
+      `${inThere} as defineConsumer made it, got undefined; a module that imports itself in a circle has none yet`,
+    );
+    expect(() => serve(bare, { crons: consumers("billing") })).toThrow(
+      `${inThere} as defineConsumer made it, got "billing"`,
+    );
+    expect(() => serve(bare, { budget: 0 })).toThrow(/budget: expected a second or more, got 0 ms/);
     expect(() => serve(bare, { concurrency: 0 })).toThrow(/concurrency/);
     expect(() => serve(bare, { budget: "16m" })).toThrow(/15 minutes/);
     expect(() => serve(bare, { plan: "gold" as "paid" })).toThrow(/expected "free" or "paid", got "gold"/);

@@ -482,6 +482,19 @@ describe("a limit on callers", () => {
     expect(statuses).toEqual([401, 401, 401, 429, 401, 401]); // one has as many addresses as there are in its network
   });
 
+  it("has an address that cannot be told count as unknown, and says so once", async () => {
+    const told = vi.spyOn(console, "error").mockReturnValue();
+    const address = () => {
+      throw new TypeError("no header");
+    };
+    const http = surfaceOf(system, { rateLimit, address });
+    const get = async (token: string) => (await http.request("/openapi.json", { headers: bearer(token) })).status;
+    for (const status of [401, 401, 401, 429]) expect(await get("guess")).toBe(status);
+    expect(await get(secrets.run)).toBe(200);
+    expect(told.mock.calls).toEqual([[expect.stringMatching(/"event":"address-unknown".*TypeError: no header/)]]);
+    told.mockRestore();
+  });
+
   it("counts whatever fails to get in, and reads no webhook's body of whom it has wait, known or not", async () => {
     const quiet = vi.spyOn(console, "error").mockReturnValue();
     const body = "{}";
@@ -595,6 +608,14 @@ describe("pages of other origins", () => {
       expect(() => surfaceOf(system, { cors: { origins: [one] } })).toThrow(/expected origins such as/);
     },
   );
+
+  it.each([true, {}, { origins: "https://app.example.com" }, "https://app.example.com"])(
+    "are no list in %j",
+    (cors) => {
+      const wanted = `cors: expected { origins: ["https://app.example.com"] }, got ${JSON.stringify(cors)}`;
+      expect(() => surfaceOf(system, { cors } as unknown as Partial<HttpOptions>)).toThrow(wanted);
+    },
+  );
 });
 
 describe("a clock by URL", () => {
@@ -647,7 +668,11 @@ describe("GET /health", () => {
       answer: {
         status: "ok",
         server: { version: expect.stringMatching(/^2\./) },
-        streams: [{ name: "ORDERS", messages: expect.any(Number), bytes: expect.any(Number) }, {}, {}],
+        streams: expect.arrayContaining(
+          ["ORDERS", "IMAGES", "DEAD", "SORTIE_ATTEMPTS", "SORTIE_SCHEDULES"].map((name) => {
+            return { name, messages: expect.any(Number), bytes: expect.any(Number) };
+          }),
+        ),
         consumers: [
           { stream: "ORDERS", name: "billing", lag: expect.any(Number), unsettled: expect.any(Number) },
           {},
@@ -661,7 +686,7 @@ describe("GET /health", () => {
       status: 503,
       answer: {
         status: "failing",
-        streams: [{ name: "ORDERS", error: expect.stringContaining("stream not found") }, {}, {}],
+        streams: expect.arrayContaining([{ name: "ORDERS", error: expect.stringContaining("stream not found") }]),
         consumers: [{ name: "billing", error: expect.stringContaining("not found") }, {}, {}],
       },
     });
@@ -669,5 +694,19 @@ describe("GET /health", () => {
     const away = await ask("GET", "/health", { headers, connect: () => bare.connect() });
     expect(away).toMatchObject({ status: 503, answer: { type: "urn:sortie:problem:connection-failed" } });
     expect(Number(away.headers.get("Retry-After"))).toBeGreaterThan(0);
+  });
+
+  it("misses a stream of Sortie's own that the app does not go without", async () => {
+    await using lame = await startSystem(app);
+    for (const name of ["SORTIE_ATTEMPTS", "SORTIE_SCHEDULES"]) await lame.jsm.streams.delete(name);
+    const { status, answer } = await ask("GET", "/health", {
+      headers: bearer(secrets.run),
+      connect: () => lame.connect(),
+    });
+    const failing = (answer.streams as { name: string; error?: string }[]).filter(({ error }) => error);
+    expect({ status, failing: failing.map(({ name }) => name) }).toEqual({
+      status: 503,
+      failing: ["SORTIE_ATTEMPTS", "SORTIE_SCHEDULES"],
+    });
   });
 });

@@ -148,6 +148,8 @@ describe("POST /publish/{subject}", () => {
         })
       ).status,
     ).toBe(202);
+    expect((await post({ headers: { "Content-Type": "application/json ; charset=utf-8" } })).status).toBe(202);
+    expect((await post({ headers: { "Content-Type": "application/json x" } })).status).toBe(415);
   });
 
   it.each<[string, number, string, Asked, RegExp]>([
@@ -172,6 +174,14 @@ describe("POST /publish/{subject}", () => {
       { headers: { "Content-Type": "text/plain" } },
       /application\/json, got text\/plain/,
     ],
+    [
+      "half a character",
+      400,
+      "invalid-request",
+      { subject: "notes.%ED%A0%80" },
+      /path in UTF-8 with its escapes whole/,
+    ],
+    ["half an escape", 400, "invalid-request", { subject: "notes.%2" }, /path in UTF-8/],
     ["a malformed key", 400, "invalid-request", { headers: { "Idempotency-Key": "a b" } }, /visible ASCII/],
     ["a key that is too long", 400, "invalid-request", { headers: { "Idempotency-Key": "k".repeat(256) } }, /1 to 255/],
     ["an unknown query parameter", 400, "invalid-request", { query: "?later=30s" }, /but delay or at, got later/],
@@ -205,7 +215,7 @@ describe("POST /publish/{subject}", () => {
       413,
       "payload-too-large",
       { subject: "notes.x", body: `"${"x".repeat(1024 * 1024)}"` },
-      /1048576 bytes at most/,
+      /a body of 1048576 bytes at most; nats-server's own max_payload leaves a message 1044480, headers included/,
     ],
     [
       "a payload above what the server takes with its headers",

@@ -86,6 +86,16 @@ describe("GET /openapi.json", () => {
     });
   });
 
+  it("tells of no subject that nobody can publish to", () => {
+    const text = z.string();
+    const log = defineStream("LOG", { subjects: { "log.*": text, "dead.log": text, "sortie.*": text, "*": text } });
+    const consumer = defineConsumer(log, "one", { filter: "log.*", deadLetter: "dead.log" });
+    const document = openApiOf(createApp({ streams: [log] }).on(consumer, () => {}));
+    const publishing = Object.keys(document.paths as object).filter((path) => path.startsWith("/publish"));
+    expect(publishing).toEqual(["/publish/log.{token1}", "/publish/{token0}"]);
+    expect(JSON.stringify(document)).not.toMatch(/dead\.log|sortie\.\*/); // among examples neither
+  });
+
   it("has every route that there is, and none that there is not", () => {
     const http = createHttp(app, {
       connect: () => Promise.reject(new Error("not asked for")),

@@ -37,7 +37,20 @@ describe("connecting", () => {
     const { outcome, ms } = await timed(connect({ url: peer.url }, 400));
     expect(outcome).toContain(`Could not connect to NATS at ${peer.url}`);
     expect(ms).toBeLessThan(800);
-    await expect.poll(() => peer.sockets.size).toBe(0);
+    await expect.poll(() => peer.sockets.size, { timeout: 500 }).toBe(0);
+  });
+
+  it("leaves nothing behind where the peer says nothing, nor dials again", async () => {
+    let dialled = 0;
+    const peer = using(
+      await startPeer((socket) => {
+        dialled += 1;
+        silent(socket);
+      }),
+    );
+    await Promise.all(Array.from({ length: 10 }, () => timed(connect({ url: peer.url }, 300))));
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    expect({ dialled, open: peer.sockets.size }).toEqual({ dialled: 10, open: 0 });
   });
 
   it("gives up at once where nobody listens", async () => {

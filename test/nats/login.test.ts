@@ -164,3 +164,12 @@ describe.concurrent("logging in", () => {
     }
   });
 });
+
+describe("a token", () => {
+  it("may have white space around it, as a file's last line has", async () => {
+    await using server = await startNatsServer({ config: "authorization { token: t0ken }" });
+    const connection = await connect({ url: server.url, token: " t0ken\n" }, 5_000);
+    await connection.confirmed;
+    disconnect(connection);
+  });
+});

@@ -233,6 +233,18 @@ describe.concurrent("sortie permissions", () => {
     expect(show(logins(), {})).toContain(shown);
   });
 
+  it("says how a password has to be given, and nats-server takes it so, whatever stands in it", async ({ expect }) => {
+    const stream = defineStream("LOG", { subjects: { "log.line": z.string() } });
+    const quoted = createApp({ name: "quoted", streams: [stream] });
+    const config = show(planPermissions(collect("app", { quoted })), {});
+    expect(config).toContain(`export QUOTED_HTTP_PASSWORD='"…"'`);
+    for (const [, variable = ""] of config.matchAll(/\$(\w+_PASSWORD)/g)) vi.stubEnv(variable, '"12345678"');
+    await using server = await startNatsServer({ config });
+    const connection = await connect({ url: server.url.replace("//", "//quoted-http:12345678@") }, 5_000);
+    await connection.confirmed;
+    disconnect(connection);
+  });
+
   it("prints commands for nsc in a shell's words, or JSON", ({ expect }) => {
     const commands = show(logins(), { nsc: true });
     expect(commands.replaceAll("\\\n", "")).toMatch(
@@ -248,6 +260,6 @@ describe.concurrent("sortie permissions", () => {
   it("has no login for who has nothing to do: to nats-server an empty list allows all", ({ expect }) => {
     const quiet = createApp({ streams: [defineStream("LOG", { captures: ["log.>"] })] });
     const users = planPermissions(collect("app", { quiet })).map(({ user }) => user);
-    expect(users).toEqual(["apply"]);
+    expect(users).toEqual(["http", "apply"]); // there is /health
   });
 });

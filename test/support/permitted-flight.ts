@@ -30,7 +30,7 @@ export function functionsOf(
 ) {
   const http = createHttp(app as App, {
     connect: (_c, ms) => permitted.as("http")(ms),
-    tokens: () => ({ publish: "token", schedules: "token" }),
+    tokens: () => ({ publish: "token", schedules: "token", run: "token" }),
   });
   return {
     async ask(method: string, path: string, body?: unknown, key?: string) {
@@ -250,6 +250,8 @@ export async function fly(
     }
     const listed = await ask("GET", "/schedules");
     check(listed.status === 200, "listing schedules", listed);
+    const health = await ask("GET", "/health");
+    check(health.status === 200, "looking how it is", health);
   }
 
   /** What was handed out before is looked up, what cannot be read is a dead letter; and what each option of a consumer does. */
