@@ -1,7 +1,7 @@
 import type { App } from "../app.ts";
 import type { Binding } from "../consume/handler.ts";
 import type { ConsumerDefinition } from "../define/consumer.ts";
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 
 /** What a cron trigger starts: some of the app's consumers, the release function, or both. */
 export type CronJob =
@@ -80,7 +80,7 @@ export function jobsByCron(
         const why = wanted === undefined ? "; a module that imports itself in a circle has none yet" : "";
         throw new SortieError(
           "invalid-option",
-          `crons["${cron}"].consumers[${at}]: expected a consumer as defineConsumer made it, got ${JSON.stringify(wanted)}${why}`,
+          `crons["${cron}"].consumers[${at}]: expected a consumer as defineConsumer made it, got ${shown(wanted)}${why}`,
         );
       }
       throw new SortieError(

@@ -1,6 +1,6 @@
 import { DurableObject, RpcTarget } from "cloudflare:workers";
 import { type Duration, toMs } from "../duration.ts";
-import { SortieError, textOf } from "../errors.ts";
+import { SortieError, shown, textOf } from "../errors.ts";
 import { borrow } from "../nats/borrowed.ts";
 import type { Connection } from "../nats/connection.ts";
 import { lend } from "../nats/lent.ts";
@@ -151,6 +151,5 @@ async function askAbout(hub: RemoteLender, ms: number): Promise<About> {
 }
 
 function refuse(option: string, expected: string, got: unknown): never {
-  const shown = typeof got === "number" ? `${got}` : JSON.stringify(got);
-  throw new SortieError("invalid-option", `${option}: expected ${expected}, got ${shown}`);
+  throw new SortieError("invalid-option", `${option}: expected ${expected}, got ${shown(got)}`);
 }

@@ -1,4 +1,4 @@
-import { SortieError } from "../errors.ts";
+import { SortieError, shown } from "../errors.ts";
 
 /** Throws `invalid-definition` unless each of the options is a whole number from 1. */
 export function assertCounts(options: Readonly<Record<string, number>>, what: string): void {
@@ -6,7 +6,7 @@ export function assertCounts(options: Readonly<Record<string, number>>, what: st
     if (Number.isInteger(value) && value >= 1) continue;
     throw new SortieError(
       "invalid-definition",
-      `${what}: expected ${option} to be a whole number from 1, got ${value}`,
+      `${what}: expected ${option} to be a whole number from 1, got ${shown(value)}`,
     );
   }
 }

@@ -129,7 +129,7 @@ export function assertRetryPolicy({ attempts, backoff, rules = [] }: RetryPolicy
   if (!isBackoff(backoff)) {
     throw new SortieError(
       "invalid-definition",
-      `${what}: expected retry.backoff to be fixed("10s"), exponential(…) or list(…), got ${JSON.stringify(backoff)}; without \`retry\` it is exponential("1s", { max: "5m" })`,
+      `${what}: expected retry.backoff to be fixed("10s"), exponential(…) or list(…), got ${shown(backoff)}; without \`retry\` it is exponential("1s", { max: "5m" })`,
     );
   }
   for (const [index, { on, do: decision }] of rules.entries()) {

@@ -376,7 +376,7 @@ function corsFor(option: NonNullable<SurfaceOptions["cors"]>) {
   if (!Array.isArray(origins)) {
     throw new SortieError(
       "invalid-option",
-      `cors: expected { origins: ["https://app.example.com"] }, got ${JSON.stringify(option)}`,
+      `cors: expected { origins: ["https://app.example.com"] }, got ${shown(option)}`,
     );
   }
   for (const origin of origins) {

@@ -45,7 +45,7 @@ describe("connecting", () => {
     const peer = using(
       await startPeer((socket) => {
         dialled += 1;
-        silent(socket);
+        silent();
       }),
     );
     await Promise.all(Array.from({ length: 10 }, () => timed(connect({ url: peer.url }, 300))));
