@@ -36,7 +36,7 @@ function bodyless<Event extends LambdaEvent>(event: Event, method = ""): Event {
 
 /** A path as it is: some hand it over decoded, and the query apart. */
 function literal(path: string): string {
-  return path.replace(/[?#\\]/g, encodeURIComponent);
+  return path.replace(/[?#\\]|%(?![0-9a-f]{2})/gi, encodeURIComponent);
 }
 
 function described(event: unknown): string {

@@ -68,7 +68,8 @@ function rawSeed(text: string, setting: string): Uint8Array {
   const [first = 0, second = 0] = body;
   const whole = crc16(body) === ((bytes[34] ?? 0) | ((bytes[35] ?? 0) << 8));
   const ofUser = first >> 3 === prefixes.seed && (((first & 7) << 5) | (second >> 3)) === prefixes.user << 3;
-  if (!whole || !ofUser) refuse("one whose checksum does not fit: a character was lost or changed on its way here");
+  if (!whole || !ofUser || encode(bytes) !== seed)
+    refuse("one whose checksum does not fit: a character was lost or changed on its way here");
   return body.subarray(2);
 }
 

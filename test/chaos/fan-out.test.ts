@@ -13,7 +13,7 @@ import { ceiling, type Going, goingOn, outside, waits } from "./going-on.ts";
 
 // npm run chaos: 60,000 messages. Within npm test: some thousands.
 const full = process.env.CHAOS === "full";
-const count = full ? 60_000 : 4_000;
+const count = full ? 60_000 : 6_000;
 const budgetMs = 3_000;
 
 it(`a backlog of ${count} is fanned out over processes, some of them killed, and never over the ceiling on connections`, {

@@ -314,7 +314,7 @@ function requestOf({ method, path, headers, body }: Asked): Request | undefined 
 
 const all = Object.values(secrets);
 
-it(`stands ${count} requests, and stores what it has taken and nothing else`, { timeout: 1_800_000 }, async ({
+it(`stands ${count} requests, and stores what it has taken and nothing else`, { timeout: 1_800_000, retry: 0 }, async ({
   expect,
 }) => {
   const http = surfaceOf(system, { connect: async () => shared });
@@ -325,13 +325,15 @@ it(`stands ${count} requests, and stores what it has taken and nothing else`, { 
   const ids = new Set<string>();
   const statuses: Record<number, number> = {};
 
-  async function send(asked: Asked): Promise<void> {
+  async function send(asked: Asked, tries = 1): Promise<void> {
     const request = requestOf(asked);
     if (!request) return;
     const said = () =>
       `seed ${seed}: ${asked.method} ${asked.path} ${JSON.stringify(asked.headers)} ${new TextDecoder().decode(asked.body).slice(0, 300)}`;
     const response = await http.fetch(request);
     const text = await response.text();
+    // an invocation has a connection of its own, for which a busy machine may take too long
+    if (response.status === 503 && text.includes("connection-failed") && tries < 5) return send(asked, tries + 1);
     statuses[response.status] = (statuses[response.status] ?? 0) + 1;
     if (response.status >= 500) expect.fail(`${response.status} ${text} for ${said()}`);
     const told = all.filter((secret) => text.includes(secret));
