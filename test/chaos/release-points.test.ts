@@ -73,12 +73,12 @@ interface Run {
 }
 
 /** Schedules of all kinds: with and without an id, due and not, replaced, cancelled, and one that comes again, after its predecessor. */
-async function begin(observed: Observed): Promise<Run> {
+async function begin(observed: Observed, aheadMs = 700): Promise<Run> {
   const run = `${++runs}`;
   const stream = streamOf(run);
   const connection = await connect({ url: observed.server.url }, 5_000);
   await apply(connection, { streams: [stream], consumers: [] });
-  const from = Date.now() + 700;
+  const from = Date.now() + aheadMs;
   const schedule = async (n: number, options: Named) => {
     const outgoing = await prepare([stream], `tasks.${run}`, { n });
     await scheduled(connection, outgoing, stream, options, Date.now()).store(5_000);
@@ -139,7 +139,7 @@ async function survives(strike: Strike, fault: Fault): Promise<string | undefine
     let one = await begin(observed);
     for (let tries = 1; !(await struck(one, strike, fault)); tries++) {
       if (tries === 6) return "the function did not come there"; // a busy machine may be late for what is due
-      one = await begin(observed);
+      one = await begin(observed, 700 + 300 * tries);
     }
     const { expected, stream } = one;
     const inOrder = (a: { n: number; at: number }, b: { n: number; at: number }) => a.n - b.n || a.at - b.at;
