@@ -4,7 +4,7 @@ import type { Note } from "./pending.ts";
 export const leadMs = 250;
 
 /** and how much sooner for each of those that are due together, */
-const perClaimMs = 0.25;
+const perClaimMs = 0.35;
 
 /** at most. */
 const longestLeadMs = 4_000;
@@ -82,26 +82,28 @@ export function createAgenda(clock: { now(): number; latestAt(): number }, wake:
   /** How long before it is due the nth of those that are due together is claimed. */
   const leadOf = (n: number) => Math.min(longestLeadMs, leadMs + perClaimMs * n);
 
-  function nextClaimAt(): number {
-    let at = Infinity;
+  /** The first of those that are claimed together, of the batch for whose sake it is begun the soonest, and when that is. */
+  function mostUrgent(): { n: number; at: number } {
+    let urgent = { n: 0, at: Infinity };
     for (let n = 0; n < waiting.length; n += together) {
       const due = (waiting[n] as Note).at;
-      if (due > clock.latestAt() || at <= clock.now() || due - longestLeadMs > at) break;
-      at = Math.min(at, due - leadOf(n));
+      if (due > clock.latestAt() || due - longestLeadMs > urgent.at) break;
+      if (due - leadOf(n) < urgent.at) urgent = { n, at: due - leadOf(n) };
     }
-    return at;
+    return urgent;
   }
 
   return {
     get nextAt() {
       return waiting[0]?.at ?? Infinity;
     },
-    nextClaimAt,
+    nextClaimAt: () => mostUrgent().at,
     take() {
-      if (nextClaimAt() > clock.now()) return [];
+      const { n, at } = mostUrgent();
+      if (at > clock.now()) return [];
+      if (n > 0) return waiting.splice(0, together); // so that those behind them are in time
       const isTime = ({ at }: Note, n: number) => at <= clock.latestAt() && at - leadOf(n) <= clock.now();
-      const notYet = waiting.slice(0, together).findIndex((note, n) => !isTime(note, n));
-      return waiting.splice(0, notYet < 0 ? together : notYet);
+      return waiting.splice(0, waiting.slice(0, together).findLastIndex(isTime) + 1);
     },
     knows: (subject) => known.has(subject),
     original,

@@ -279,7 +279,9 @@ describe.concurrent("a schedule", () => {
       await sleep(300);
       await schedules.schedule("tasks.later", 1, { at: new Date(Date.now() + 1_000), id: "absolute" });
       await schedules.schedule("tasks.later", 2, { in: "1h", id: "fired" });
-      expect(await schedules.fireNow("fired")).toBe("fired");
+      // an hour from then may have been long ago: the function that runs releases it by itself
+      const fired = ahead < -3_600_000 ? expect.toBeOneOf(["fired", "already-fired"]) : "fired";
+      expect(await schedules.fireNow("fired")).toEqual(fired);
       if (ahead < 0) await schedules.schedule("tasks.later", 3, { in: "1s", id: "relative" });
       await running;
       expect((await dataOf(system)).toSorted()).toEqual(ahead < 0 ? [1, 2, 3] : [1, 2]);
