@@ -89,7 +89,7 @@ it(`a backlog of ${count} is fanned out over processes, some of them killed, and
   }
   console.log(`${started} invocations, ${kills} killed, ${most} connections at most in ${samples} samples`);
   expect(most).toBeLessThanOrEqual(ceiling);
-  expect(most).toBeGreaterThan(outside + 2); // it did fan out
+  expect(most).toBeGreaterThan(outside); // it did fan out
   expect(kills).toBeGreaterThan(0);
   const handled = new Set(
     readFileSync(log, "utf8")

@@ -164,9 +164,13 @@ describe("a schedule that an app defines", () => {
     expect(await applied(again({ data: 2 }))).toEqual(["update data"]); // when nobody else can be at it any more
     expect(await applied(again({ data: 3, every: "1h" }))).toEqual(["update times data"]);
     expect((await ticking.get("again"))?.at).toEqual(orphan?.at);
-    const running = { deadline: Date.now() + 8_000, lingerMs: 6_500 };
     const living = await system.connect();
-    await release(living, [ticks], running);
+    const ticked = async () => {
+      await release(living, [ticks], { deadline: Date.now() + 3_000, lingerMs: 1_500 });
+      return (await system.jsm.streams.info("TICKS")).state.messages;
+    };
+    await expect.poll(ticked, { timeout: 30_000 }).toBeGreaterThan(0);
+    await ticked();
     disconnect(living);
     const { state } = await system.jsm.streams.info("TICKS");
     const stored = await system.jsm.streams.getMessage("TICKS", { seq: 1 });
