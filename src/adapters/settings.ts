@@ -69,8 +69,8 @@ export function connectWith(
 
 /**
  * One scheduler invocation over a connection that it opens and lets go of. Logs what it did, where it did anything.
- * @throws SortieError `invocation-failed` for streams whose schedules could not all be released; what connecting and releasing
- * throw.
+ * @throws SortieError `invocation-failed` for streams whose schedules could not all be released; what connecting
+ * throws.
  */
 export async function releaseOver(
   connect: (ms: number) => Promise<Connection>,
@@ -79,18 +79,18 @@ export async function releaseOver(
 ): Promise<ReleaseReport> {
   const connection = await connect(connectMs(Date.now(), options.deadline));
   let report: ReleaseReport;
+  let failed: string[];
   try {
     report = await release(connection, definitions, options);
-    if (report.streams.some(({ error }) => error)) await assertLoggedIn(connection);
-  } catch (error) {
-    await assertLoggedIn(connection);
-    throw error;
+    failed = report.streams.flatMap(({ stream, error }) =>
+      error ? [`Schedules of stream "${stream}": ${error}`] : [],
+    );
+    if (failed.length > 0) await assertLoggedIn(connection);
   } finally {
     disconnect(connection);
   }
-  const { streams } = report;
-  if (streams.some(({ released = 0, error }) => released > 0 || error)) logJson({ event: "release", ...report });
-  const failed = streams.flatMap(({ stream, error }) => (error ? [`Schedules of stream "${stream}": ${error}`] : []));
+  const releasedAny = report.streams.some(({ released = 0 }) => released > 0);
+  if (releasedAny || failed.length > 0) logJson({ event: "release", ...report });
   if (failed.length > 0) throw new SortieError("invocation-failed", failed.join("\n"));
   return report;
 }

@@ -164,15 +164,14 @@ export function createHttp(app: App, options: HttpOptions): Hono {
         const asBefore = async () => {
           const before = await schedules.get(id, { stream: stream.name });
           if (!before) return undefined;
-          // what is over is not made again while it is remembered
-          const which = { last_by_subj: scheduleSubject(stream.name, tokenOf(id)) };
-          const word =
-            before.subject === undefined
-              ? await storedSchedule(connection, schedulesStream, which, leftMs(), "reading a schedule")
-              : undefined;
-          const isAnother =
-            before.subject === undefined ? word && tellsOfAnother(word, outgoing) : !isSameValue(before, outgoing);
-          if (before.recurring || isAnother) return taken(c, stream.name);
+          let isAnother = before.recurring !== undefined || !isSameValue(before, outgoing);
+          if (before.subject === undefined) {
+            // what is over is not made again while it is remembered
+            const which = { last_by_subj: scheduleSubject(stream.name, tokenOf(id)) };
+            const word = await storedSchedule(connection, schedulesStream, which, leftMs(), "reading a schedule");
+            isAnother = word !== undefined && tellsOfAnother(word, outgoing);
+          }
+          if (isAnother) return taken(c, stream.name);
           return c.json({ schedule: { id, at: before.at.toISOString(), state: before.state } }, 202);
         };
         const before = key === undefined ? undefined : await asBefore();

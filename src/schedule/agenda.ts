@@ -48,7 +48,7 @@ export interface Agenda {
   left(): Note[];
 }
 
-/** `latestAt` is what is due later than for others, by the server's clock; `wake` is called where there is more to do. */
+/** What is due after `latestAt` is for others; `wake` is called where there is more to do. */
 export function createAgenda(clock: { now(): number; latestAt(): number }, wake: () => void): Agenda {
   const waiting: Note[] = []; // in the order of their times
   const known = new Map<string, Note>();

@@ -52,35 +52,27 @@ export async function release(
     .filter((stream) => stream.schedules)
     .map(
       (stream): Promise<ReleasedOf> =>
-        releaseOf(stream).catch((error: unknown) => ({ stream: stream.name, error: textOf(error) })), // not of the others
+        releaseStream(stream).catch((error: unknown) => ({ stream: stream.name, error: textOf(error) })), // not of the others
     );
   return { streams: await Promise.all(releasing) };
 
-  async function releaseOf(stream: StreamDefinition): Promise<ReleasedOf> {
+  async function releaseStream(stream: StreamDefinition): Promise<ReleasedOf> {
     const { name } = stream;
     const onServer = isReleasedByServer(connection, stream)
       ? await countOnServer(connection, name, leftMs())
       : undefined;
     const awaitsNews = onServer === undefined;
-    const waits = awaitsNews || (await hasToRelease(connection, [stream], leftMs()));
+    const waits = awaitsNews || (await hasNotes(connection, name, leftMs()));
     const released = waits ? await releaseDue(connection, stream, { ...times, awaitsNews }) : undefined;
     return { stream: name, ...(onServer !== undefined && { onServer }), ...released };
   }
 }
 
-/** Whether a function has something to release, now or later: always, where only functions do. */
-async function hasToRelease(
-  connection: Connection,
-  streams: readonly StreamDefinition[],
-  ms: number,
-): Promise<boolean> {
-  const taking = streams.filter(({ schedules }) => schedules);
-  if (taking.some((stream) => !isReleasedByServer(connection, stream))) return true;
-  const notes = taking.map(({ name }) => {
-    const which = { next_by_subj: allNotes(name), seq: 1 };
-    return storedSchedule(connection, schedulesStream, which, ms, "looking for what a function has to release");
-  });
-  return (await Promise.all(notes)).some((note) => note !== undefined);
+/** Whether something waits for a function, though the server releases what it can. */
+async function hasNotes(connection: Connection, name: string, ms: number): Promise<boolean> {
+  const which = { next_by_subj: allNotes(name), seq: 1 };
+  const doing = "looking for what a function has to release";
+  return (await storedSchedule(connection, schedulesStream, which, ms, doing)) !== undefined;
 }
 
 async function countOnServer(connection: Connection, name: string, ms: number): Promise<number> {

@@ -3,6 +3,7 @@ import { describe, it, vi } from "vitest";
 import * as z from "zod";
 import { SortieError } from "../../src/errors.ts";
 import { createApp, defineConsumer, defineStream, fixed, type ScheduleOptions } from "../../src/index.ts";
+import type { Outgoing } from "../../src/publish/outgoing.ts";
 import { release } from "../../src/schedule/release.ts";
 import { scheduled } from "../../src/schedule/schedule.ts";
 import { createSchedules } from "../../src/schedule/schedules.ts";
@@ -18,6 +19,10 @@ const planner = defineConsumer(tasks, "planner", {
   deadLetter: "dead.tasks",
   retry: { attempts: 2, backoff: fixed(20) },
 });
+
+function taskOf(n: number): Outgoing {
+  return { stream: "TASKS", subject: "tasks.later", payload: new TextEncoder().encode(JSON.stringify({ n })) };
+}
 
 /** A server with the planner's app, and what the tests do with it. */
 async function start(version: ServerVersion, when: (n: number) => ScheduleOptions) {
@@ -66,9 +71,7 @@ async function start(version: ServerVersion, when: (n: number) => ScheduleOption
   /** Schedules straight into the stream, as a handler's would be: without the time that handlers take. */
   async function schedule(n: number, at: Date, { id = `task ${n}`, now = Date.now() } = {}): Promise<void> {
     const connection = await system.connect();
-    const payload = new TextEncoder().encode(JSON.stringify({ n }));
-    const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
-    await scheduled(connection, outgoing, tasks, { id, at }, now).store(5_000);
+    await scheduled(connection, taskOf(n), tasks, { id, at }, now).store(5_000);
     await connection.close();
   }
 
@@ -141,9 +144,7 @@ describe.concurrent("a schedule", () => {
     const connection = await system.connect();
     const at = new Date(Date.now() - 1_000);
     for (const n of numbers(12)) {
-      const payload = new TextEncoder().encode(JSON.stringify({ n }));
-      const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
-      await scheduled(connection, outgoing, tasks, { id: `x${n}`, nameless: true, at }, Date.now()).store(5_000);
+      await scheduled(connection, taskOf(n), tasks, { id: `x${n}`, nameless: true, at }, Date.now()).store(5_000);
     }
     const page = 5;
     let pages = 0;
@@ -181,9 +182,7 @@ describe.concurrent("a schedule", () => {
     const connection = await system.connect();
     const stream = { ...tasks, schedules: "function" } as const;
     const make = (n: number, ms: number, now: number) => {
-      const payload = new TextEncoder().encode(JSON.stringify({ n }));
-      const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
-      return scheduled(connection, outgoing, stream, { id: `x${n}`, in: ms }, now);
+      return scheduled(connection, taskOf(n), stream, { id: `x${n}`, in: ms }, now);
     };
     vi.useFakeTimers({ toFake: ["performance"], now: Date.now() });
     const slow = make(1, 61_000, Date.now() - 240_000);
@@ -194,9 +193,7 @@ describe.concurrent("a schedule", () => {
     await new Promise((resolve) => setTimeout(resolve, 1_000));
     const another = await system.connect();
     const behind = Date.now() - 3 * 86_400_000;
-    const payload = new TextEncoder().encode(JSON.stringify({ n: 2 }));
-    const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
-    await scheduled(another, outgoing, stream, { id: "x2", in: 3_600_000 }, behind).store(5_000);
+    await scheduled(another, taskOf(2), stream, { id: "x2", in: 3_600_000 }, behind).store(5_000);
     await running;
     expect((await released()).map(({ n }) => n)).toEqual([1, 2]);
     await another.close();
@@ -231,9 +228,7 @@ describe.concurrent("a schedule", () => {
     await schedules.schedule("tasks.later", { n: 1 }, { in: 1, id: "named" });
     await schedules.schedule("tasks.later", { n: 2 }, { in: "1h", id: "cancelled" });
     expect(await schedules.cancel("cancelled")).toBe("cancelled");
-    const payload = new TextEncoder().encode(JSON.stringify({ n: 3 }));
-    const outgoing = { stream: "TASKS", subject: "tasks.later", payload };
-    await scheduled(connection, outgoing, stream, { id: "x", nameless: true, in: 1 }, Date.now()).store(5_000);
+    await scheduled(connection, taskOf(3), stream, { id: "x", nameless: true, in: 1 }, Date.now()).store(5_000);
     const keeping = altered(connection, {
       request: (subject, ...rest) =>
         subject.startsWith("$JS.API.STREAM.MSG.DELETE")
